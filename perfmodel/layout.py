@@ -1,0 +1,186 @@
+"""A layout: how large each mesh axis is, which axis names it shards, and how a step is executed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from perfmodel.errors import LayoutError
+from perfmodel.graph import Graph
+from perfmodel.work import TP, Floats, Number
+
+AXES = ("tp", "cp", "fsdp", "dp", "pp")
+"""Mesh axes, innermost on the fabric first: the axis that communicates most sits on the nearest ranks."""
+
+RECOMPUTE = ("none", "selective", "full")
+NOT_YET = {"ep": "expert parallelism", "vpp": "interleaved pipeline schedules"}
+
+Rules: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
+"""(axis name, mesh axes) pairs; where two names want one mesh axis in one op, the earlier pair wins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """Which mesh axes shard which axis names: while computing, and while kept in memory (by role)."""
+
+    compute: Rules
+    stored: Mapping[str, Rules]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One layout, or equally shaped arrays of layouts.
+
+    dp, fsdp, tp, cp, pp: sizes of the mesh axes; their product is the number of ranks
+    mb:            sequences per microbatch on each data-parallel rank
+    global_batch:  sequences per step over all ranks
+    zero:          ZeRO stage over fsdp: 1 optimizer state, 2 and gradients, 3 and parameters (FSDP)
+    sp:            whether activations between blocks are sharded over tp along the sequence
+    recompute:     none, selective (attention core) or full
+    """
+
+    dp: Number = 1
+    fsdp: Number = 1
+    tp: Number = 1
+    cp: Number = 1
+    pp: Number = 1
+    mb: Number = 1
+    global_batch: Number = 1
+    zero: int = 3
+    sp: bool = True
+    recompute: str = "full"
+
+    @classmethod
+    def parse(cls, notation: str, *, ranks: int, global_batch: int = 1) -> Layout:
+        """Read `dp=4,fsdp=8,tp=8,...`; axes left out are 1, dp fills what is left when not given.
+
+        Raises LayoutError for unknown keys, bad values, and sizes that do not multiply to `ranks`.
+        """
+        given = _pairs(notation)
+        absent = [key for key, text in given.items() if key in NOT_YET and text == "1"]
+        values = {key: _value(key, text) for key, text in given.items() if key not in absent}
+        layout = cls(**values, global_batch=global_batch)
+        used = math.prod(int(getattr(layout, axis)) for axis in AXES)
+        if "dp" not in given:
+            if ranks % used:
+                raise LayoutError(
+                    f"layout {notation!r}: got sizes that multiply to {used}, expected a divisor of {ranks} ranks: "
+                    f"change an axis"
+                )
+            return replace(layout, dp=ranks // used)
+        if used != ranks:
+            raise LayoutError(
+                f"layout {notation!r}: got sizes that multiply to {used}, expected {ranks} ranks: change an axis, or "
+                f"leave dp out to let it fill the rest"
+            )
+        return layout
+
+    @property
+    def data(self) -> Number:
+        """Number of ranks that the batch is spread over."""
+        return self.dp * self.fsdp
+
+    @property
+    def ranks(self) -> Number:
+        """Number of ranks."""
+        return self.data * self.tp * self.cp * self.pp
+
+    @property
+    def microbatches(self) -> Number:
+        """Microbatches per step and data-parallel rank."""
+        return self.global_batch / (self.data * self.mb)
+
+    @property
+    def assignment(self) -> Assignment:
+        """The structure of this layout; equal for every element of an array of layouts."""
+        return assignment(zero=self.zero, sp=self.sp)
+
+    def sizes(self, graph: Graph) -> dict[str, Number]:
+        """Sizes of the symbols of `perfmodel.work` for a graph, as float64."""
+        heads = min((graph.factors[i].size for i in graph.named().get("kv_heads", ())), default=None)
+        tp = _float(self.tp)
+        tp_kv = tp if heads is None else np.minimum(tp, float(heads))
+        return {
+            TP[0]: tp_kv,
+            TP[1]: tp / tp_kv,
+            **{axis: _float(getattr(self, axis)) for axis in ("cp", "fsdp", "dp", "pp")},
+            "batch": _float(self.mb) * _float(self.data),
+            "microbatch": _float(self.microbatches),
+        }
+
+    def notation(self) -> str:
+        """The layout as `parse` reads it; scalar layouts only."""
+        numbers = [f"{key}={int(getattr(self, key))}" for key in ("dp", "fsdp", "tp", "cp", "pp", "mb")]
+        return ",".join([*numbers, f"zero={self.zero}", f"sp={int(self.sp)}", f"recompute={self.recompute}"])
+
+    def at(self, i: int) -> Layout:
+        """The i-th layout of an array."""
+        picked = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self) if f.name not in STRUCTURE}
+        return replace(self, **{key: int(array.flat[i] if array.ndim else array) for key, array in picked.items()})
+
+
+STRUCTURE = ("zero", "sp", "recompute")
+
+
+def _float(x: Number) -> Number:
+    array: Floats = np.asarray(x, dtype=np.float64)
+    return array if array.ndim else float(array)
+
+
+def assignment(*, zero: int, sp: bool) -> Assignment:
+    """The strategies as data: no strategy has code of its own.
+
+    Weights: embed -> fsdp where the ZeRO stage stores that role sharded. Compute: heads, mlp and vocab -> tp,
+    layers -> pp, batch -> dp and fsdp, seq -> cp, and with sequence parallelism -> tp wherever nothing else in the
+    op wants it.
+    """
+    sharded: Rules = (("embed", ("fsdp",)),)
+    stages = {"optimizer": 1, "gradients": 2, "parameters": 3}
+    compute: Rules = (
+        ("layers", ("pp",)),
+        ("kv_heads", TP[:1]),
+        ("q_per_kv", TP[1:]),
+        ("mlp", TP),
+        ("vocab", TP),
+        ("batch", ("dp", "fsdp")),
+        ("seq", ("cp", *TP) if sp else ("cp",)),
+    )
+    return Assignment(compute=compute, stored={r: sharded if zero >= s else () for r, s in stages.items()})
+
+
+def _pairs(notation: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for item in filter(None, (part.strip() for part in notation.split(","))):
+        key, sign, value = item.partition("=")
+        if not sign or not value:
+            raise LayoutError(f"layout {notation!r}: got {item!r}, expected key=value: write it as tp=8")
+        if key in pairs:
+            raise LayoutError(f"layout {notation!r}: got {key!r} twice, expected it once: remove one")
+        pairs[key] = value
+    return pairs
+
+
+KEYS = (*AXES, "mb", *STRUCTURE)
+
+
+def _value(key: str, text: str) -> Any:
+    if key in NOT_YET:
+        raise LayoutError(f"layout: got {key}={text}, but {NOT_YET[key]} is not in this release yet: use {key}=1")
+    if key not in KEYS:
+        raise LayoutError(f"layout: got key {key!r}, expected one of {', '.join(KEYS)}: correct or remove it")
+    if key == "recompute":
+        if text not in RECOMPUTE:
+            raise LayoutError(f"layout: got recompute={text}, expected one of {', '.join(RECOMPUTE)}")
+        return text
+    if not text.isdecimal():
+        raise LayoutError(f"layout: got {key}={text}, expected a whole number: write it as {key}=1")
+    number = int(text)
+    low, high = {"zero": (0, 3), "sp": (0, 1)}.get(key, (1, None))
+    if number < low or (high is not None and number > high):
+        upper = f"{low} to {high}" if high is not None else f"at least {low}"
+        raise LayoutError(f"layout: got {key}={number}, expected {upper}")
+    return bool(number) if key == "sp" else number
