@@ -6,7 +6,7 @@ exponent per symbol. Structure is analysed once on symbols; numbers, or arrays o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -45,13 +45,12 @@ class Term:
             exponents[SYMBOLS.index(symbol)] += power
         return Term(self.coefficient, tuple(exponents))
 
-    def value(self, sizes: Mapping[str, Number]) -> Number:
-        """The number, or array, that the term stands for."""
-        result: Number = self.coefficient
-        for symbol, exponent in zip(SYMBOLS, self.exponents, strict=True):
-            if exponent:
-                result = result * sizes[symbol] ** float(exponent)
-        return result
+
+def resized(term: Term, name: str | None, traced: int) -> Term:
+    """Replace the traced size of a resizable factor by its symbol; other factors leave the term as it is."""
+    if name not in RESIZABLE:
+        return term
+    return Term(term.coefficient / traced, term.exponents).times((name,))
 
 
 Amount: TypeAlias = Mapping[Exponents, float]
@@ -66,35 +65,34 @@ def amount(terms: Iterable[Term]) -> dict[Exponents, float]:
     return total
 
 
-class Basis:
-    """The distinct monomials of a graph, so that many amounts are evaluated by one matrix product.
+class Evaluator:
+    """Turns terms and amounts into numbers for given sizes, computing each distinct monomial once.
 
-    Amounts are rows of coefficients; `powers(sizes)` gives the value of each monomial per layout.
+    Products are taken factor by factor and sums term by term, so that a scalar and an element of an array go through
+    the same operations in the same order and agree to the last bit.
     """
 
-    def __init__(self) -> None:
-        self._columns: dict[Exponents, int] = {}
+    def __init__(self, sizes: Mapping[str, Number]) -> None:
+        self._sizes = [sizes[symbol] for symbol in SYMBOLS]
+        self._monomials: dict[Exponents, Number] = {ONE: 1.0}
 
-    def column(self, exponents: Exponents) -> int:
-        """Position of a monomial; a new one is added."""
-        return self._columns.setdefault(exponents, len(self._columns))
+    def monomial(self, exponents: Exponents) -> Number:
+        """Product of symbol ** exponent."""
+        if exponents not in self._monomials:
+            result: Number = 1.0
+            for size, exponent in zip(self._sizes, exponents, strict=True):
+                for _ in range(abs(exponent)):
+                    result = result * size if exponent > 0 else result / size
+            self._monomials[exponents] = result
+        return self._monomials[exponents]
 
-    def add(self, amounts: Iterable[Amount]) -> None:
-        """Make room for every monomial of `amounts`."""
-        for each in amounts:
-            for exponents in each:
-                self.column(exponents)
+    def term(self, term: Term) -> Number:
+        """The number, or array, that a term stands for."""
+        return term.coefficient * self.monomial(term.exponents)
 
-    def rows(self, amounts: Sequence[Amount]) -> Floats:
-        """Coefficients [amount, monomial]; every monomial must have been added before."""
-        matrix = np.zeros((len(amounts), len(self._columns)))
-        for i, each in enumerate(amounts):
-            for exponents, coefficient in each.items():
-                matrix[i, self._columns[exponents]] += coefficient
-        return matrix
-
-    def powers(self, sizes: Mapping[str, Number]) -> Floats:
-        """Value of each monomial [monomial, layout]; scalars count as one layout."""
-        columns = [np.atleast_1d(np.asarray(Term(1.0, e).value(sizes), dtype=np.float64)) for e in self._columns]
-        count = max((c.size for c in columns), default=1)
-        return np.stack([np.broadcast_to(c, (count,)) for c in columns]) if columns else np.ones((0, count))
+    def amount(self, terms: Amount) -> Number:
+        """The sum of an amount's terms."""
+        total: Number = 0.0
+        for exponents, coefficient in terms.items():
+            total = total + coefficient * self.monomial(exponents)
+        return total

@@ -1,0 +1,221 @@
+"""Peak bytes on a rank, by last use: what is kept for the whole step, what waits for the backward pass, what is live.
+
+Structure first: the live bytes at every point of the program, as monomials, pruned to the points that no other point
+exceeds; numbers, for one layout or a million, come last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from perfmodel.fuse import fuse
+from perfmodel.shard import LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
+from perfmodel.stage import StageMap
+from perfmodel.work import SYMBOLS, Amount, Evaluator, Number, Term, amount
+
+ONLY, FIRST, LAST = "only", "first", "last"
+"""Views of a pipeline: its single stage (pp = 1), its first stage, its last stage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residents:
+    """Bytes that one stage keeps: by role for the whole step, saved activations of one microbatch in flight, and
+    the live bytes (gradients and saved activations included) at each point that may be the peak."""
+
+    kept: Mapping[str, Amount]
+    gradients: Amount
+    saved: Amount
+    points: tuple[Amount, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Residents of each stage view."""
+
+    stages: Mapping[str, Residents]
+
+
+def plan_memory(sharded: ShardedGraph) -> MemoryPlan:
+    """Find what each stage holds, and when most of it is live."""
+    stages = StageMap(sharded)
+    return MemoryPlan(stages={view: _Liveness(sharded, stages, view).residents() for view in (ONLY, FIRST, LAST)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """Bytes on the fullest rank, and what they are."""
+
+    total: Number
+    parts: Mapping[str, Number]
+
+
+def memory_use(plan: MemoryPlan, sizes: Mapping[str, Number], reserve: float) -> MemoryUse:
+    """Peak bytes per rank for given axis sizes; 1F1B keeps up to `pp` microbatches in flight on the first stage."""
+    evaluate = Evaluator(sizes)
+    pipelined = np.asarray(sizes["pp"]) > 1.0
+    in_flight = np.minimum(sizes["pp"], np.maximum(sizes["microbatch"], 1.0))
+    uses = {view: _stage_use(plan.stages[view], evaluate, in_flight if view == FIRST else 1.0) for view in plan.stages}
+    totals = {view: sum(parts.values()) for view, parts in uses.items()}
+    fullest = np.where(pipelined, np.where(totals[FIRST] >= totals[LAST], 1, 2), 0)
+    parts = {
+        name: np.choose(fullest, [np.asarray(uses[view][name]) for view in (ONLY, FIRST, LAST)])
+        for name in uses[ONLY]
+    }
+    parts["runtime"] = np.full_like(np.asarray(parts["parameters"], dtype=np.float64), reserve)
+    total: Number = 0.0
+    for part in parts.values():
+        total = total + part
+    return MemoryUse(total=total, parts=parts)
+
+
+def _stage_use(residents: Residents, evaluate: Evaluator, in_flight: Number) -> dict[str, Number]:
+    kept = {role: evaluate.amount(each) for role, each in residents.kept.items()}
+    gradients, saved = evaluate.amount(residents.gradients), evaluate.amount(residents.saved)
+    peak: Number = 0.0
+    for point in residents.points:
+        peak = np.maximum(peak, evaluate.amount(point))
+    live = np.maximum(peak, gradients + saved)
+    return {
+        **kept,
+        "gradients": gradients,
+        "activations": saved * in_flight,
+        "working set": live - gradients - saved,
+    }
+
+
+class _Liveness:
+    def __init__(self, sharded: ShardedGraph, stages: StageMap, view: str) -> None:
+        self.sharded = sharded
+        self.stages = stages
+        self.view = view
+        self.gradients: list[Term] = []
+        self.saved: list[Term] = []
+
+    def residents(self) -> Residents:
+        graph = self.sharded.graph
+        kept: dict[str, list[Term]] = {"parameters": [], "optimizer": [], "inputs": []}
+        for parameter, copy in zip(graph.parameters, self.sharded.parameters, strict=True):
+            role = parameter.role if parameter.role in kept else "inputs"
+            kept[role].extend(self.held(copy))
+        points = self.region(self.sharded.nodes, self.sharded.parameters, self.sharded.results, {}, repeated=False)
+        return Residents(
+            kept={role: amount(terms) for role, terms in kept.items()},
+            gradients=amount(self.gradients),
+            saved=amount(self.saved),
+            points=_undominated(points),
+        )
+
+    def held(self, copy: int) -> list[Term]:
+        """Bytes of a copy if this stage holds it."""
+        stages = self.stages.of_copy(copy)
+        mine = self.view == ONLY or not stages or self.view in stages
+        return [self.sharded.copies[copy].bytes] if mine else []
+
+    def region(
+        self,
+        nodes: Sequence[LocalNode],
+        parameters: Sequence[int],
+        kept: Sequence[int],
+        outside: Amount,
+        *,
+        repeated: bool,
+    ) -> list[Amount]:
+        """Live bytes at each node of a region, `outside` included."""
+        births, last = self._births(nodes, parameters, kept), _last_uses(nodes, kept)
+        if repeated:
+            self._note_saved(nodes, births, last)
+        points: list[Amount] = []
+        live: dict[int, Term] = {}
+        for i, node in enumerate(nodes):
+            live.update({copy: term for copy in births.get(i, ()) for term in self.held(copy)})
+            here = _plus(outside, amount(live.values()))
+            if isinstance(node, LocalLoop):
+                inner = node.trips.exponents[SYMBOLS.index("microbatch")] != 0
+                if inner:
+                    self.gradients.extend(t for c in births.get(i, ()) if c in node.results for t in self.held(c))
+                points.extend(self.region(node.body, node.parameters, node.yields, here, repeated=inner))
+            points.append(here)
+            live = {copy: term for copy, term in live.items() if last.get(copy, -1) > i}
+        return points
+
+    def _births(
+        self, nodes: Sequence[LocalNode], parameters: Sequence[int], kept: Sequence[int]
+    ) -> dict[int, list[int]]:
+        """Copies that get memory of their own at each node."""
+        updated = self._updated(parameters, kept)
+        births: dict[int, list[int]] = {}
+        maker = {copy: i for i, node in enumerate(nodes) for copy in node.results}
+        for kernel in fuse(self.sharded, nodes, kept):
+            for copy in kernel.stored:
+                if copy not in updated:
+                    births.setdefault(maker[copy], []).append(copy)
+        for i, node in enumerate(nodes):
+            if isinstance(node, Reshard) and node.kind != "slice" and node.result not in updated:
+                births.setdefault(i, []).append(node.result)
+            elif isinstance(node, LocalLoop):
+                births.setdefault(i, []).extend(
+                    result
+                    for parameter, left, result in zip(node.parameters, node.yields, node.results, strict=True)
+                    if parameter != left
+                )
+            elif isinstance(node, LocalOp) and node.op.kind == "dynamic_update_slice":
+                births[i] = [copy for copy in births.get(i, []) if copy not in node.results]
+        return births
+
+    def _updated(self, parameters: Sequence[int], kept: Sequence[int]) -> set[int]:
+        """Kept copies that take over the buffer of a parameter of the same form."""
+        graph = self.sharded.graph
+        copies = self.sharded.copies
+        if parameters is self.sharded.parameters:
+            buffers = {p.alias: c for p, c in zip(graph.parameters, parameters, strict=True) if p.alias is not None}
+        else:
+            buffers = dict(enumerate(parameters))
+        return {
+            copy
+            for k, copy in enumerate(kept)
+            if k in buffers and copies[buffers[k]].bytes == copies[copy].bytes and copy != buffers[k]
+        }
+
+    def _note_saved(
+        self, nodes: Sequence[LocalNode], births: Mapping[int, Sequence[int]], last: Mapping[int, int]
+    ) -> None:
+        """Values that wait between the first and the last loop over layers, that is for the backward pass."""
+        loops = [i for i, node in enumerate(nodes) if isinstance(node, LocalLoop) and node.axes]
+        if len(loops) < 2:
+            return
+        for i, copies in births.items():
+            if i <= loops[0]:
+                for copy in copies:
+                    if last.get(copy, -1) >= loops[-1]:
+                        self.saved.extend(self.held(copy))
+
+
+def _last_uses(nodes: Sequence[LocalNode], kept: Sequence[int]) -> dict[int, int]:
+    last = {copy: i for i, node in enumerate(nodes) for copy in _touched(node)}
+    last.update(dict.fromkeys(kept, len(nodes)))
+    return last
+
+
+def _touched(node: LocalNode) -> Sequence[int]:
+    return (*node.operands, *node.results)
+
+
+def _plus(a: Amount, b: Amount) -> Amount:
+    return amount(Term(c, e) for each in (a, b) for e, c in each.items())
+
+
+def _undominated(points: Sequence[Amount]) -> tuple[Amount, ...]:
+    """Points that no other point exceeds in every monomial; only these can be the peak."""
+    columns = {e: i for i, e in enumerate(dict.fromkeys(e for point in points for e in point))}
+    rows = np.zeros((len(points), len(columns)))
+    for i, point in enumerate(points):
+        for exponents, coefficient in point.items():
+            rows[i, columns[exponents]] = coefficient
+    best: list[int] = []
+    for i in np.argsort(-rows.sum(axis=1), kind="stable"):
+        if not any((rows[i] <= rows[j]).all() for j in best):
+            best.append(int(i))
+    return tuple(points[i] for i in best)

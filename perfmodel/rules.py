@@ -1,0 +1,84 @@
+"""Which layouts are legal: named rules as masks over one layout or arrays of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from perfmodel.layout import Layout
+from perfmodel.machine import Machine
+from perfmodel.shard import LocalLoop, LocalNode, LocalOp, ShardedGraph
+from perfmodel.topology import unsupported_group
+from perfmodel.work import RESIZABLE, TP, Number
+
+PADDED = ("vocab",)
+"""Axis names whose dims are padded until they divide, as trainers pad the vocabulary."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """A factor of `size` (axis name `name`) must be divisible by the product of `axes`."""
+
+    name: str
+    size: int
+    axes: tuple[str, ...]
+
+
+def constraints(sharded: ShardedGraph) -> tuple[Constraint, ...]:
+    """Every divisibility that the shardings of values and ops ask for."""
+    factors = sharded.graph.factors
+    found: dict[Constraint, None] = {}
+
+    def need(factor: int, axes: Sequence[str]) -> None:
+        entry = factors[factor]
+        if axes and entry.name not in (*RESIZABLE, *PADDED):
+            found[Constraint(name=entry.name or f"index of size {entry.size}", size=entry.size, axes=tuple(axes))] = None
+
+    def visit(nodes: Sequence[LocalNode]) -> None:
+        for node in nodes:
+            if isinstance(node, LocalLoop):
+                need(node.loop.trip, node.axes)
+                visit(node.body)
+            elif isinstance(node, LocalOp):
+                for factor, axes in zip(node.op.local, node.axes, strict=True):
+                    need(factor, axes)
+
+    visit(sharded.nodes)
+    for copy in sharded.copies:
+        for dim, dim_axes in zip(sharded.graph.values[copy.value].dims, copy.state.dims, strict=True):
+            for factor, axes in zip(dim, dim_axes, strict=True):
+                need(factor, axes)
+    return tuple(found)
+
+
+def violations(
+    rules: Sequence[Constraint], layout: Layout, sizes: Mapping[str, Number], memory: Number, machine: Machine
+) -> dict[str, Any]:
+    """Masks by rule, True where a layout breaks it."""
+    broken: dict[str, Any] = {}
+    for rule in rules:
+        product: Number = 1.0
+        for axis in rule.axes:
+            product = product * sizes[axis]
+        axes = "*".join(dict.fromkeys("tp" if axis in TP else axis for axis in rule.axes))
+        name = f"{rule.name} {rule.size} not divisible by {axes}"
+        broken[name] = np.logical_or(broken.get(name, False), np.mod(float(rule.size), product) != 0.0)
+    microbatches = np.asarray(sizes["microbatch"])
+    broken["global batch not divisible by dp*fsdp*mb"] = (np.mod(microbatches, 1.0) != 0.0) | (microbatches < 1.0)
+    broken["ranks do not fill whole chips"] = np.mod(layout.ranks, machine.ranks_per_chip) != 0
+    for axis in machine.group_sizes:
+        broken[f"group of {axis} not supported by {machine.name}"] = unsupported_group(
+            axis, getattr(layout, axis, 1), machine
+        )
+    broken["out of memory"] = np.asarray(memory) > machine.memory_bytes
+    return broken
+
+
+def reason(rule: str, memory: float, capacity: float) -> str:
+    """A sentence for a broken rule."""
+    if rule == "out of memory":
+        return f"out of memory: needs {memory / 2**30:.1f} GiB of {capacity / 2**30:.1f} GiB per rank"
+    return rule

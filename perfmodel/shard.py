@@ -1,0 +1,440 @@
+"""Derived collectives: what each rank holds and computes, and which values must travel, under an assignment.
+
+A value's state is the mesh axes that shard each of its dims and the axes over which it is a partial sum. Every op
+decides how its local indices are sharded; an operand in another state *is* a collective. Nothing here knows a
+strategy by name, nor the size of any axis: sizes stay symbols (`perfmodel.work`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from perfmodel.graph import DTYPE_BYTES, Graph, Loop, Op
+from perfmodel.layout import Assignment, Rules
+from perfmodel.work import Term, resized
+
+Axes: TypeAlias = tuple[str, ...]
+Sharding: TypeAlias = tuple[tuple[Axes, ...], ...]  # per dim, per factor of the dim (major to minor)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How a value lies on the mesh: axes per dim and factor, and the axes over which it is a partial sum."""
+
+    dims: Sharding
+    partial: frozenset[str] = frozenset()
+
+    @property
+    def axes(self) -> frozenset[str]:
+        """Every mesh axis that shards a dim."""
+        return frozenset(axis for dim in self.dims for axes in dim for axis in axes)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One version of a graph value on the ranks: its state and its bytes on each."""
+
+    value: int
+    state: State
+    bytes: Term
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalOp:
+    """An op as each rank runs it; `axes` shards each local index. Operands and results are copies."""
+
+    op: Op
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
+    axes: tuple[Axes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reshard:
+    """A collective over mesh axes. `bytes` per rank: all_gather counts its output, reduce_scatter its input,
+    all_reduce and all_to_all their buffer."""
+
+    kind: str
+    axes: Axes
+    operand: int
+    result: int
+    bytes: Term
+    phase: str
+    source: str
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """The copy that goes in, as a tuple like an op's."""
+        return (self.operand,)
+
+    @property
+    def results(self) -> tuple[int, ...]:
+        """The copy that comes out, as a tuple like an op's."""
+        return (self.result,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalLoop:
+    """A loop as each rank runs it, `trips` times; fields as in `perfmodel.graph.Loop`, over copies."""
+
+    loop: Loop
+    trips: Term
+    axes: Axes
+    operands: tuple[int, ...]
+    parameters: tuple[int, ...]
+    body: tuple[LocalNode, ...]
+    yields: tuple[int, ...]
+    results: tuple[int, ...]
+
+
+LocalNode: TypeAlias = LocalOp | Reshard | LocalLoop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardedGraph:
+    """A graph under an assignment: local nodes over `copies`; `free` copies cost nothing to keep or reshape."""
+
+    graph: Graph
+    assignment: Assignment
+    copies: tuple[Copy, ...]
+    parameters: tuple[int, ...]
+    nodes: tuple[LocalNode, ...]
+    results: tuple[int, ...]
+    free: frozenset[int]
+
+
+def shard(graph: Graph, assignment: Assignment) -> ShardedGraph:
+    """Derive local work and collectives of every op of `graph` under `assignment`."""
+    return _Sharder(graph, assignment).run()
+
+
+class _Sharder:
+    def __init__(self, graph: Graph, assignment: Assignment) -> None:
+        self.graph = graph
+        self.compute = assignment.compute
+        self.stored = assignment.stored
+        self.assignment = assignment
+        self.rank = {name: i for i, (name, _) in enumerate(assignment.compute)}
+        self.wanted = [dict(assignment.compute).get(f.name or "", ()) for f in graph.factors]
+        self.copies: list[Copy] = []
+        self.env: dict[int, list[int]] = {}  # graph value -> copies of it, oldest first
+        self.free: set[int] = set()  # copies made of constants only: any state costs nothing
+        self.zero: set[int] = set()  # graph values known to be zero: partial and whole at once
+
+    def run(self) -> ShardedGraph:
+        graph = self.graph
+        parameters = []
+        for parameter in graph.parameters:
+            rules = (*self.stored.get(parameter.role, ()), *self.compute)
+            parameters.append(self.define(parameter.value, self.resting_state(parameter.value, rules)))
+        nodes: list[LocalNode] = []
+        self.nodes(graph.nodes, nodes)
+        kept = {p.alias: p for p in graph.parameters if p.alias is not None}
+        results = []
+        for i, value in enumerate(graph.results):
+            rules = (*self.stored.get(kept[i].role, ()), *self.compute) if i in kept else self.compute
+            state = self.resting_state(value, rules)
+            results.append(self.obtain(value, state, nodes, "update", "result"))
+        return ShardedGraph(
+            graph=graph,
+            assignment=self.assignment,
+            copies=tuple(self.copies),
+            parameters=tuple(parameters),
+            nodes=tuple(nodes),
+            results=tuple(results),
+            free=frozenset(self.free),
+        )
+
+    # -- values ---------------------------------------------------------------------------------------------------
+
+    def define(self, value: int, state: State, *, free: bool = False) -> int:
+        """A new copy of a value."""
+        self.copies.append(Copy(value, state, self.bytes(value, state)))
+        copy = len(self.copies) - 1
+        self.env.setdefault(value, []).append(copy)
+        if free:
+            self.free.add(copy)
+        return copy
+
+    def bytes(self, value: int, state: State) -> Term:
+        """Bytes of a value on each rank."""
+        size = Term(self.graph.bytes(value))
+        for dim, dim_axes in zip(self.graph.values[value].dims, state.dims, strict=True):
+            for factor, axes in zip(dim, dim_axes, strict=True):
+                size = self.resize(size, factor).times(axes, -1)
+        return size
+
+    def resize(self, term: Term, factor: int) -> Term:
+        entry = self.graph.factors[factor]
+        return resized(term, entry.name, entry.size)
+
+    def resting_state(self, value: int, rules: Rules) -> State:
+        """The state of a value that nobody is using: every name gets its axes, earlier rules first."""
+        dims = self.graph.values[value].dims
+        claims = [(d, i, self.graph.factors[f].name) for d, dim in enumerate(dims) for i, f in enumerate(dim)]
+        taken: set[str] = set()
+        given: dict[tuple[int, int], Axes] = {}
+        for name, axes in rules:
+            for d, i, claimed in claims:
+                if claimed == name:
+                    won = tuple(axis for axis in axes if axis not in taken)
+                    given[d, i] = given.get((d, i), ()) + won
+                    taken.update(won)
+        return State(tuple(tuple(given.get((d, i), ()) for i in range(len(dim))) for d, dim in enumerate(dims)))
+
+    def obtain(self, value: int, state: State, out: list[LocalNode], phase: str, source: str) -> int:
+        """A copy of `value` in `state`, made by the cheapest collectives from the copies at hand."""
+        copies = self.env[value]
+        for copy in copies:
+            if self.copies[copy].state == state:
+                return copy
+        if copies[0] in self.free:
+            return self.define(value, state, free=True)
+        start = min(copies, key=lambda copy: (self._distance(self.copies[copy].state, state), -copy))
+        return self._convert(start, state, out, phase, source)
+
+    def _distance(self, have: State, want: State) -> int:
+        """How many axes must communicate; a partial sum counts twice, since undoing it costs most."""
+        if not want.partial <= have.partial:
+            return 1_000
+        steps = _steps(have, want)
+        return sum({"slice": 0}.get(kind, 1) * len(axes) for kind, axes in steps) + len(have.partial - want.partial)
+
+    def _convert(self, copy: int, want: State, out: list[LocalNode], phase: str, source: str) -> int:
+        for kind, axes in _steps(self.copies[copy].state, want):
+            have = self.copies[copy]
+            state = _after(have.state, want, kind, axes)
+            new = self.define(have.value, state)
+            size = self.copies[new].bytes if kind == "all_gather" else have.bytes
+            reshard = Reshard(
+                kind=kind, axes=axes, operand=copy, result=new, bytes=size, phase=phase, source=source
+            )
+            out.append(reshard)
+            copy = new
+        return copy
+
+    # -- ops ------------------------------------------------------------------------------------------------------
+
+    def nodes(self, nodes: Sequence[Op | Loop], out: list[LocalNode]) -> None:
+        for node in nodes:
+            if isinstance(node, Loop):
+                self.loop(node, out)
+            else:
+                self.op(node, out)
+
+    def op(self, op: Op, out: list[LocalNode]) -> None:
+        free = all(self.env[v][0] in self.free for v in op.operands)
+        states = [self.copies[self.env[v][-1]].state for v in op.operands]
+        passing = frozenset() if free else self.passing(op, states)
+        axes = self.local_axes(op, states, passing)
+        operands = tuple(
+            self.obtain(v, State(_sharding(dims, axes), passing & states[k].partial), out, op.phase, op.source)
+            for k, (v, dims) in enumerate(zip(op.operands, op.operand_dims, strict=True))
+        )
+        results = []
+        unreduced = []
+        for value, dims, summed in zip(op.results, op.result_dims, op.summed, strict=True):
+            partial = passing | {axis for i in summed for axis in axes[i]}
+            state = State(_sharding(dims, axes), frozenset(partial) if not free else frozenset())
+            results.append(self.define(value, state, free=free))
+            if partial and op.reducer != "add" and not free:
+                unreduced.append((value, State(state.dims)))
+        if op.kind == "zeros":
+            self.zero.update(op.results)
+        out.append(LocalOp(op=op, operands=operands, results=tuple(results), axes=axes))
+        for value, state in unreduced:  # a maximum over ranks can't be carried along like a sum
+            self.obtain(value, state, out, op.phase, op.source)
+
+    def passing(self, op: Op, states: Sequence[State]) -> frozenset[str]:
+        """Axes over which the op may work on partial sums: it is linear, and every operand concerned is partial."""
+        if op.kind == "dot_general":
+            return self._through_matmul(op, states)
+        if not op.linear or not any(states[k].partial for k in op.linear):
+            return frozenset()
+        if op.kind == "convert" and self.is_activation(op.operands[0]) and self._widens(op):
+            return frozenset()  # reduce activations in their narrow type
+        summands = [states[k].partial for k in op.linear if op.operands[k] not in self.zero]
+        others = [states[k].partial for k in range(len(states)) if k not in op.linear]
+        return frozenset.intersection(*summands).difference(*others)
+
+    def _through_matmul(self, op: Op, states: Sequence[State]) -> frozenset[str]:
+        """A matmul is linear in each operand. Waiting pays where its result must be reduced anyway: later in the step
+        (gradients of weights) or because the matmul itself sums over a sharded index."""
+        partial = states[0].partial ^ states[1].partial
+        reduced = any(self.wanted[op.local[i]] for i in op.summed[0])
+        return partial if reduced or not self.is_activation(op.results[0]) else frozenset()
+
+    def is_activation(self, value: int) -> bool:
+        """Whether a value has a batch dim; sums over ranks of any other value are gradients or statistics."""
+        return any(self.graph.factors[f].name == "batch" for dim in self.graph.values[value].dims for f in dim)
+
+    def _widens(self, op: Op) -> bool:
+        source, target = (self.graph.values[v].dtype for v in (op.operands[0], op.results[0]))
+        return DTYPE_BYTES[target] > DTYPE_BYTES[source]
+
+    def local_axes(self, op: Op, states: Sequence[State], passing: frozenset[str]) -> tuple[Axes, ...]:
+        """Mesh axes of each local index: names as assigned, then whatever shards the operands already, then the
+        resting place of gradients for partial sums that must be resolved here."""
+        chosen: list[Axes] = [()] * len(op.local)
+        taken = set(passing)
+        blocked = set(op.blocked)
+
+        def claim(i: int, axes: Sequence[str]) -> None:
+            won = tuple(axis for axis in axes if axis not in taken)
+            chosen[i] = (*chosen[i], *won)
+            taken.update(won)
+
+        order = sorted(
+            (i for i in range(len(op.local)) if i not in blocked and self.wanted[op.local[i]]),
+            key=lambda i: (self.rank[self.graph.factors[op.local[i]].name or ""], i),
+        )
+        for i in order:
+            claim(i, self.wanted[op.local[i]])
+        for k, dims in enumerate(op.operand_dims):
+            if self.env[op.operands[k]][0] in self.free:
+                continue
+            for dim, dim_axes in zip(dims, states[k].dims, strict=True):
+                for i, axes in zip(dim, dim_axes, strict=True):
+                    if i not in blocked and i not in op.stepped:
+                        claim(i, axes)
+        for k, dims in enumerate(op.operand_dims):
+            unresolved = states[k].partial - taken
+            for i, axes in self._resting_axes(op, dims, unresolved):
+                if i not in blocked:
+                    claim(i, axes)
+        return tuple(chosen)
+
+    def _resting_axes(
+        self, op: Op, dims: Sequence[Sequence[int]], partial: frozenset[str]
+    ) -> list[tuple[int, Axes]]:
+        """Where a partial sum should come to rest: on the dims that optimizer state is sharded over."""
+        rules = dict(self.stored.get("optimizer", ()))
+        return [
+            (i, tuple(axis for axis in rules.get(self.graph.factors[op.local[i]].name or "", ()) if axis in partial))
+            for dim in dims
+            for i in dim
+        ]
+
+    # -- loops ----------------------------------------------------------------------------------------------------
+
+    def loop(self, loop: Loop, out: list[LocalNode]) -> None:
+        operands = [self.carried(loop, k, out) for k in range(len(loop.operands))]
+        accumulates = [
+            value in self.zero and loop.parameters[k] != loop.yields[k] for k, value in enumerate(loop.operands)
+        ]
+        settled = self._settle(loop, operands, accumulates) if any(accumulates) else {}
+        for k, state in settled.items():
+            operands[k] = self.obtain(loop.operands[k], state, out, loop.phase, loop.source)
+        parameters = tuple(
+            self.define(p, self.copies[o].state) for p, o in zip(loop.parameters, operands, strict=True)
+        )
+        body: list[LocalNode] = []
+        self.nodes(loop.body, body)
+        yields = tuple(
+            self.obtain(y, self.copies[p].state, body, loop.phase, loop.source)
+            for y, p in zip(loop.yields, parameters, strict=True)
+        )
+        results = tuple(self.define(r, self.copies[p].state) for r, p in zip(loop.results, parameters, strict=True))
+        axes = self.wanted[loop.trip]
+        factor = self.graph.factors[loop.trip]
+        trips = self.resize(Term(float(factor.size)), loop.trip).times(axes, -1)
+        out.append(
+            LocalLoop(
+                loop=loop,
+                trips=trips,
+                axes=axes,
+                operands=tuple(operands),
+                parameters=parameters,
+                body=tuple(body),
+                yields=yields,
+                results=results,
+            )
+        )
+
+    def carried(self, loop: Loop, k: int, out: list[LocalNode]) -> int:
+        """The copy of a loop operand that enters the loop: no partial sum does."""
+        value = loop.operands[k]
+        copy = self.env[value][0] if loop.parameters[k] == loop.yields[k] else self.env[value][-1]
+        state = self.copies[copy].state
+        if copy in self.free or (loop.parameters[k] != loop.yields[k] and self.is_activation(value)):
+            return self.obtain(value, self.resting_state(value, self.compute), out, loop.phase, loop.source)
+        if not state.partial:
+            return copy
+        rest = self._rest(value, state, "optimizer")
+        return self.obtain(value, State(rest.dims), out, loop.phase, loop.source)
+
+    def _settle(self, loop: Loop, operands: Sequence[int], accumulates: Sequence[bool]) -> dict[int, State]:
+        """States of accumulators: what one trial trip leaves in them, with gradients at rest where they are kept."""
+        saved = ({v: list(c) for v, c in self.env.items()}, len(self.copies), set(self.free), set(self.zero))
+        for k, parameter in enumerate(loop.parameters):
+            self.define(parameter, self.copies[operands[k]].state, free=accumulates[k])
+            if accumulates[k]:
+                self.zero.add(parameter)
+        self.nodes(loop.body, [])
+        settled = {}
+        for k, value in enumerate(loop.yields):
+            if accumulates[k]:
+                settled[k] = self._accumulator_state(loop.parameters[k], self.copies[self.env[value][-1]].state)
+        self.env, count, self.free, self.zero = saved
+        del self.copies[count:]
+        return settled
+
+    def _accumulator_state(self, value: int, state: State) -> State:
+        if self.is_activation(value):
+            return self.resting_state(value, self.compute)
+        return self._rest(value, state, "gradients")
+
+    def _rest(self, value: int, state: State, role: str) -> State:
+        """`state` with its partial sums moved to the dims that `role` keeps sharded."""
+        rules = dict(self.stored.get(role, ()))
+        partial = set(state.partial)
+        dims = []
+        for dim, dim_axes in zip(self.graph.values[value].dims, state.dims, strict=True):
+            row = []
+            for factor, axes in zip(dim, dim_axes, strict=True):
+                here = tuple(a for a in rules.get(self.graph.factors[factor].name or "", ()) if a in partial)
+                partial.difference_update(here)
+                row.append((*axes, *here))
+            dims.append(tuple(row))
+        return State(tuple(dims), frozenset(partial))
+
+
+def _sharding(dims: Sequence[Sequence[int]], axes: Sequence[Axes]) -> Sharding:
+    return tuple(tuple(axes[i] for i in dim) for dim in dims)
+
+
+def _places(state: State) -> dict[str, tuple[int, int]]:
+    return {
+        axis: (d, i) for d, dim in enumerate(state.dims) for i, axes in enumerate(dim) for axis in axes
+    }
+
+
+def _steps(have: State, want: State) -> list[tuple[str, Axes]]:
+    """Collectives that lead from one state to another, those that shrink the value first."""
+    there, goal = _places(have), _places(want)
+    resolve = have.partial - want.partial
+    kinds: Mapping[str, set[str]] = {
+        "slice": {a for a in goal if a not in there and a not in resolve},
+        "reduce_scatter": {a for a in resolve if a in goal},
+        "all_reduce": {a for a in resolve if a not in goal},
+        "all_to_all": {a for a in there if a in goal and there[a] != goal[a]},
+        "all_gather": {a for a in there if a not in goal},
+    }
+    return [(kind, tuple(sorted(axes))) for kind, axes in kinds.items() if axes]
+
+
+def _after(have: State, want: State, kind: str, axes: Axes) -> State:
+    """The state after one step: `axes` leave where they were, and lie where they are wanted."""
+    goal = _places(want)
+    rows = []
+    for d, (dim, wanted_dim) in enumerate(zip(have.dims, want.dims, strict=True)):
+        row = []
+        for i, (old, new) in enumerate(zip(dim, wanted_dim, strict=True)):
+            kept = {a for a in old if a not in axes} | {a for a in axes if goal.get(a) == (d, i)}
+            order = (*(a for a in new if a in kept), *(a for a in old if a in kept and a not in new))
+            row.append(tuple(order))
+        rows.append(tuple(row))
+    partial = have.partial - set(axes) if kind in ("reduce_scatter", "all_reduce") else have.partial
+    return State(tuple(rows), partial)
