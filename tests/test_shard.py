@@ -1,0 +1,143 @@
+"""Derived collectives against the textbook, counted per layer and in bytes from the sizes of the program."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+from programs import B, D, F, L, M, S, mlp_graph
+
+from perfmodel.graph import Graph
+from perfmodel.layout import Layout, assignment
+from perfmodel.shard import LocalLoop, LocalNode, Reshard, ShardedGraph, shard
+from perfmodel.work import Evaluator
+
+BF16, F32 = 2, 4
+
+
+@cache
+def graph() -> Graph:
+    return mlp_graph()
+
+
+def collectives(sharded: ShardedGraph, layout: Layout) -> Iterator[tuple[Reshard, float, float]]:
+    """(collective, how often it runs in a step on a rank, bytes of each)."""
+    evaluate = Evaluator(layout.sizes(sharded.graph))
+
+    def visit(nodes: tuple[LocalNode, ...], times: float) -> Iterator[tuple[Reshard, float, float]]:
+        for node in nodes:
+            if isinstance(node, LocalLoop):
+                yield from visit(node.body, times * float(evaluate.term(node.trips)))
+            elif isinstance(node, Reshard) and node.kind != "slice":
+                yield node, times, float(evaluate.term(node.bytes))
+
+    yield from visit(sharded.nodes, 1.0)
+
+
+def totals(layout: Layout, *, smallest: float = 64.0) -> dict[tuple[str, str], float]:
+    """Bytes per step and rank by (kind, axes of size above 1), scalars aside."""
+    sizes = layout.sizes(graph())
+    found: Counter[tuple[str, str]] = Counter()
+    for node, times, size in collectives(shard(graph(), layout.assignment), layout):
+        axes = "+".join(sorted({axis.split("_")[0] for axis in node.axes if sizes[axis] > 1}))
+        if axes and size >= smallest:
+            found[node.kind, axes] += times * size
+    return dict(found)
+
+
+W = L * 2 * D * F  # weights
+G = 24  # sequences per step
+
+
+def test_data_parallel_reduces_fp32_gradients_once_per_step() -> None:
+    assert totals(Layout(dp=4, zero=0, global_batch=G)) == {("all_reduce", "dp"): F32 * W}
+
+
+def test_zero_1_scatters_gradients_and_gathers_weights_once_per_step() -> None:
+    assert totals(Layout(fsdp=4, zero=1, global_batch=G)) == {
+        ("reduce_scatter", "fsdp"): F32 * W,
+        ("all_gather", "fsdp"): BF16 * W,
+    }
+
+
+def test_zero_2_scatters_gradients_of_every_microbatch() -> None:
+    layout = Layout(fsdp=4, zero=2, global_batch=G)
+    assert totals(layout) == {
+        ("reduce_scatter", "fsdp"): layout.microbatches * BF16 * W,
+        ("all_gather", "fsdp"): BF16 * W,
+    }
+
+
+def test_fsdp_gathers_weights_twice_and_scatters_gradients_per_microbatch() -> None:
+    layout = Layout(fsdp=4, zero=3, global_batch=G)
+    assert totals(layout) == {
+        ("all_gather", "fsdp"): layout.microbatches * 2 * BF16 * W,
+        ("reduce_scatter", "fsdp"): layout.microbatches * BF16 * W,
+    }
+
+
+def test_hybrid_sharding_reduces_the_scattered_gradients_over_the_replicas() -> None:
+    layout = Layout(dp=2, fsdp=4, zero=3, global_batch=G)
+    assert totals(layout)["all_reduce", "dp"] == F32 * W / 4
+
+
+def activations(layout: Layout) -> float:
+    """Bytes of one block boundary on a data-parallel rank, all microbatches together."""
+    return G / layout.data * S * D * BF16
+
+
+@pytest.mark.parametrize("tp", [2, 4, 8])
+def test_tensor_parallel_reduces_once_forward_and_once_backward_per_block(tp: int) -> None:
+    layout = Layout(tp=tp, sp=False, zero=0, global_batch=G)
+    assert totals(layout) == {("all_reduce", "tp"): 2 * L * activations(layout)}
+
+
+def test_sequence_parallel_splits_each_reduction_and_gathers_what_matmuls_need() -> None:
+    layout = Layout(tp=4, sp=True, zero=0, global_batch=G)
+    assert totals(layout) == {
+        ("reduce_scatter", "tp"): 2 * L * activations(layout),
+        ("all_gather", "tp"): 3 * L * activations(layout),
+    }
+
+
+def test_context_parallel_needs_no_collective_where_tokens_are_independent() -> None:
+    layout = Layout(cp=4, zero=0, global_batch=G)
+    assert totals(layout) == {("all_reduce", "cp"): F32 * W}
+
+
+def test_pipeline_stages_divide_loop_trips_and_stacked_weights() -> None:
+    layout = Layout(pp=3, dp=2, zero=0, global_batch=G)
+    assert totals(layout) == {("all_reduce", "dp"): F32 * W / 3}
+
+
+def test_tensor_parallel_divides_the_gradients_that_data_parallel_reduces() -> None:
+    layout = Layout(tp=4, dp=2, zero=0, sp=False, global_batch=G)
+    assert totals(layout)["all_reduce", "dp"] == F32 * W / 4
+
+
+def test_axes_of_size_one_move_nothing() -> None:
+    assert totals(Layout(global_batch=G)) == {}
+
+
+def test_loops_know_their_trips() -> None:
+    layout = Layout(dp=2, mb=2, pp=3, global_batch=G)
+    sharded = shard(graph(), layout.assignment)
+    evaluate = Evaluator(layout.sizes(graph()))
+    (outer,) = (node for node in sharded.nodes if isinstance(node, LocalLoop))
+    inner = [node for node in outer.body if isinstance(node, LocalLoop)]
+    assert evaluate.term(outer.trips) == layout.microbatches == G / 2 / 2
+    assert [evaluate.term(loop.trips) for loop in inner] == [L / 3, L / 3]
+
+
+def test_sizes_of_copies_are_those_of_the_traced_program_on_one_rank() -> None:
+    sharded = shard(graph(), assignment(zero=3, sp=True))
+    traced = {
+        **dict.fromkeys(("tp_kv", "tp_q", "cp", "fsdp", "dp", "pp"), 1.0),
+        "batch": float(B),
+        "microbatch": float(M),
+    }
+    evaluate = Evaluator(traced)
+    for copy in sharded.copies:
+        assert evaluate.term(copy.bytes) == graph().bytes(copy.value)

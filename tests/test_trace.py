@@ -1,0 +1,304 @@
+"""Traced FLOPs, bytes and parameters, each re-derived by hand from the sizes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from perfmodel.errors import AxisNameError, TraceError
+from perfmodel.graph import Graph, Loop, from_json, load_graph
+from perfmodel.trace import Argument, Hints, Program, trace
+from perfmodel.trace.stablehlo import check_version
+
+F32, BF16, I32 = jnp.float32, jnp.bfloat16, jnp.int32
+
+
+def spec(*shape: int, dtype: Any = F32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def program(fn: Callable[..., Any], *trees: Any, axes: Any = None) -> Program:
+    arguments = tuple(
+        Argument(
+            name=f"x{i}",
+            role="parameters",
+            tree=tree,
+            axes=axes[i] if axes else jax.tree.map(lambda leaf: (None,) * leaf.ndim, tree),
+        )
+        for i, tree in enumerate(trees)
+    )
+    return Program(name="test", fn=fn, arguments=arguments)
+
+
+def flops(fn: Callable[..., Any], *trees: Any) -> float:
+    return trace(program(fn, *trees)).flops()
+
+
+M, K, N, B = 6, 10, 14, 3
+
+
+def test_matmul_is_two_mkn() -> None:
+    assert flops(lambda a, b: a @ b, spec(M, K), spec(K, N)) == 2 * M * K * N
+
+
+def test_batched_matmul_counts_the_batch() -> None:
+    einsum = lambda a, b: jnp.einsum("bmk,bkn->bmn", a, b)  # noqa: E731
+    assert flops(einsum, spec(B, M, K), spec(B, K, N)) == 2 * B * M * K * N
+
+
+def test_gradient_of_a_matmul_is_two_more() -> None:
+    grad = jax.grad(lambda a, b: jnp.sum(jnp.tanh(a @ b)), argnums=(0, 1))
+    assert flops(grad, spec(M, K), spec(K, N)) == 3 * 2 * M * K * N
+
+
+def test_scan_counts_every_trip() -> None:
+    def fn(w: Any, x: Any) -> Any:
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    assert flops(fn, spec(7, K, K), spec(B, K)) == 7 * 2 * B * K * K
+
+
+def test_static_fori_loop_counts_every_trip() -> None:
+    fn = lambda w, x: lax.fori_loop(0, 5, lambda i, x: x @ w, x)  # noqa: E731
+    assert flops(fn, spec(K, K), spec(B, K)) == 5 * 2 * B * K * K
+
+
+def test_nested_scans_multiply() -> None:
+    def fn(w: Any, x: Any) -> Any:
+        inner = lambda x, w: (jnp.tanh(x @ w), None)  # noqa: E731
+        return lax.scan(lambda x, _: (lax.scan(inner, x, w)[0], None), x, None, length=4)[0]
+
+    assert flops(fn, spec(7, K, K), spec(B, K)) == 4 * 7 * 2 * B * K * K
+
+
+def test_full_remat_recomputes_all_but_what_backward_does_not_need() -> None:
+    layer = lambda x, w: jnp.tanh(jnp.tanh(x @ w[0]) @ w[1])  # noqa: E731
+
+    def loss(remat: bool, w: Any, x: Any) -> Any:
+        body = jax.checkpoint(layer) if remat else layer
+        return jnp.sum(lax.scan(lambda x, w: (body(x, w), None), x, w)[0])
+
+    L, one = 5, 2 * B * K * K
+    weights, x = spec(L, 2, K, K), spec(B, K)
+    plain = trace(program(jax.grad(lambda w, x: loss(False, w, x)), weights, x))
+    remat = trace(program(jax.grad(lambda w, x: loss(True, w, x)), weights, x))
+    assert plain.flops() == L * (2 + 4) * one
+    assert remat.flops() == L * (2 + 4 + 2) * one
+    assert remat.flops(phases=("recompute",)) == L * 2 * one
+    assert remat.model_flops() == plain.model_flops() == 3 * L * 2 * one
+
+
+def test_attention_is_four_s_squared_per_head() -> None:
+    S, H, D = 8, 2, 4
+
+    def attention(q: Any, k: Any, v: Any) -> Any:
+        p = jax.nn.softmax(jnp.einsum("qhd,khd->hqk", q, k))
+        return jnp.einsum("hqk,khd->qhd", p, v)
+
+    x = spec(S, H, D)
+    assert flops(attention, x, x, x) == 2 * (2 * S * S * D * H)
+
+
+def test_convolution_is_two_per_output_and_kernel_element() -> None:
+    def conv(x: Any, w: Any) -> Any:
+        return lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    x, w = spec(B, 16, 16, 5), spec(3, 3, 5, 7)
+    forward = 2 * (B * 8 * 8 * 7) * (3 * 3 * 5)
+    assert flops(conv, x, w) == forward
+    assert flops(jax.grad(lambda x, w: jnp.sum(conv(x, w) ** 2), argnums=(0, 1)), x, w) >= 3 * forward
+
+
+def test_gather_and_scatter_move_data_only() -> None:
+    graph = trace(program(lambda t, i: t[i], spec(100, K), spec(5, dtype=I32)))
+    assert graph.flops() == 0
+    graph = trace(program(lambda t, i, u: t.at[i].add(u), spec(100, K), spec(5, dtype=I32), spec(5, K)))
+    scatter = sum(w.flops for _, op in graph.walk() if op.kind == "scatter" for w in op.work)
+    assert scatter == 5 * K
+
+
+def test_einsum_moe_dispatch_is_exact() -> None:
+    T, E, C, D, F = 12, 4, 3, 8, 16
+
+    def moe(x: Any, dispatch: Any, w1: Any, w2: Any) -> Any:
+        slots = jnp.einsum("tec,td->ecd", dispatch, x)
+        hidden = jnp.tanh(jnp.einsum("ecd,edf->ecf", slots, w1))
+        return jnp.einsum("tec,ecd->td", dispatch, jnp.einsum("ecf,efd->ecd", hidden, w2))
+
+    dispatching = 2 * (2 * T * E * C * D)
+    experts = 2 * (2 * E * C * D * F)
+    assert flops(moe, spec(T, D), spec(T, E, C), spec(E, D, F), spec(E, F, D)) == dispatching + experts
+
+
+def test_ragged_dot_counts_each_row_once() -> None:
+    T, E, D, F = 24, 4, 8, 16
+    fn = lambda x, w, sizes: lax.ragged_dot(x, w, sizes)  # noqa: E731
+    assert flops(fn, spec(T, D), spec(E, D, F), spec(E, dtype=I32)) == 2 * T * D * F
+
+
+def test_parameters_and_bytes() -> None:
+    graph = trace(program(lambda w, x: x @ w, spec(K, N, dtype=BF16), spec(M, K, dtype=BF16)))
+    assert graph.parameter_count() == K * N + M * K
+    assert graph.bytes(graph.parameters[0].value) == 2 * K * N
+    assert graph.shape(graph.results[0]) == (M, N)
+
+
+def test_nothing_is_allocated() -> None:
+    before = len(jax.live_arrays())
+    trace(program(lambda a, b: a @ b, spec(1 << 20, 1 << 20), spec(1 << 20, 1 << 20)))
+    assert len(jax.live_arrays()) == before
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+
+def test_names_reach_every_value_by_unification() -> None:
+    def fn(w: Any, x: Any) -> Any:
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    graph = trace(program(fn, spec(7, K, K), spec(B, M, K), axes=[("layers", "embed", None), ("batch", "seq", None)]))
+    (loop,) = (node for node in graph.nodes if isinstance(node, Loop))
+    assert graph.factors[loop.trip].name == "layers"
+    result = graph.values[graph.results[0]]
+    assert [graph.factors[f].name for dim in result.dims for f in dim] == ["batch", "seq", "embed"]
+
+
+def test_two_names_that_meet_are_an_error_with_both_origins() -> None:
+    with pytest.raises(AxisNameError, match=r"x1 dim 0.*x0 dim 1|x0 dim 1.*x1 dim 0"):
+        trace(program(lambda a, b: a @ b, spec(M, K), spec(K, N), axes=[("rows", "embed"), ("mlp", None)]))
+
+
+def test_reshape_splits_a_named_dim() -> None:
+    graph = trace(program(lambda x: x.reshape(M, 5, 2) * 2.0, spec(M, K), axes=[("batch", "heads")]))
+    dims = graph.values[graph.results[0]].dims
+    assert [graph.factors[f].name for dim in dims for f in dim] == ["batch", "heads", "heads.1"]
+
+
+# -- errors -------------------------------------------------------------------------------------------------------
+
+
+def test_a_loop_whose_count_depends_on_data_is_an_error_that_a_hint_mends() -> None:
+    def fn(w: Any, x: Any, n: Any) -> Any:
+        return lax.while_loop(lambda s: s[0] < n, lambda s: (s[0] + 1, s[1] @ w), (0, x))[1]
+
+    args = spec(K, K), spec(B, K), spec(dtype=I32)
+    with pytest.raises(TraceError, match=r"test_trace.py:\d+.*trip count.*Hints"):
+        trace(program(fn, *args))
+    try:
+        trace(program(fn, *args))
+    except TraceError as error:
+        where = str(error).split(": got")[0]
+    assert trace(program(fn, *args), hints=Hints(trip_counts={where: 9})).flops() == 9 * 2 * B * K * K
+
+
+def test_an_unknown_custom_call_is_an_error_that_a_hint_mends() -> None:
+    def fn(x: Any) -> Any:
+        return jax.ffi.ffi_call("my_kernel", spec(M, K))(x)
+
+    with pytest.raises(TraceError, match=r"test_trace.py:\d+: got op 'my_kernel'.*Hints\(costs="):
+        trace(program(fn, spec(M, K)))
+    hints = Hints(costs={"my_kernel": lambda operands, results: 5.0 * np.prod(operands[0])})
+    assert trace(program(fn, spec(M, K)), hints=hints).flops() == 5 * M * K
+
+
+def test_wrong_axes_are_errors() -> None:
+    with pytest.raises(TraceError, match=r"x0.*got 1 axis names.*expected 2"):
+        trace(program(lambda x: x, spec(M, K), axes=[("batch",)]))
+    with pytest.raises(TraceError, match="axes do not match"):
+        trace(program(lambda x: x["a"], {"a": spec(M, K)}, axes=[{"b": ("batch", None)}]))
+
+
+@pytest.mark.parametrize("version", ["0.9.2", "0.11.0", "1.0"])
+def test_an_untested_jax_names_the_tested_range(version: str) -> None:
+    with pytest.raises(TraceError, match=rf"{version}.*>=0\.10\.1,<0\.11\.0"):
+        check_version(version)
+
+
+def test_data_dependent_branches_are_an_error_that_names_the_line() -> None:
+    fn = lambda p, x: lax.cond(p, jnp.sin, jnp.cos, x)  # noqa: E731
+    with pytest.raises(TraceError, match=r"test_trace.py:\d+: got op 'stablehlo.case'"):
+        trace(program(fn, spec(dtype=jnp.bool_), spec(M)))
+
+
+# -- marked kernels -----------------------------------------------------------------------------------------------
+
+
+def attention_kernel(causal: bool) -> Callable[..., Any]:
+    def body(q: Any, k: Any, v: Any, *, causal: bool) -> Any:
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k)
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v)
+
+    kernel = lax.composite(body, name="perfmodel.attention")
+    return lambda q, k, v: kernel(q, k, v, causal=causal)
+
+
+def kernel_graph(causal: bool = False) -> Graph:
+    x = spec(B, 8, 2, 4)
+    axes = [("batch", "seq", "heads", "head_dim")] * 3
+    return trace(program(attention_kernel(causal), x, x, x, axes=axes))
+
+
+def test_a_marked_kernel_stays_one_op_with_the_work_of_its_body() -> None:
+    graph = kernel_graph()
+    (op,) = (op for _, op in graph.walk())
+    assert op.kind == "perfmodel.attention"
+    assert graph.flops() == 2 * (2 * B * 2 * 8 * 8 * 4)
+
+
+def test_a_kernel_may_shard_what_it_never_sums_and_must_not_split_the_softmax() -> None:
+    graph = kernel_graph()
+    (op,) = (op for _, op in graph.walk())
+    names = [graph.factors[f].name for f in op.local]
+    queries, keys, values = op.operand_dims
+    free = {names[i] for dim in queries[:3] for i in dim if i not in op.blocked}
+    assert free == {"batch", "seq", "heads"}
+    assert set(keys[1]) <= set(op.blocked)
+    assert queries[1] != keys[1]
+    assert keys[1] == values[1]
+
+
+def test_a_causal_kernel_executes_half() -> None:
+    shares = {work.share for _, op in kernel_graph(causal=True).walk() for work in op.work}
+    assert shares == {0.5}
+
+
+# -- forms --------------------------------------------------------------------------------------------------------
+
+
+def train_graph() -> Graph:
+    def step(w: Any, x: Any) -> Any:
+        def loss(w: Any) -> Any:
+            return jnp.sum(lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0])
+
+        return w - jax.grad(loss)(w)
+
+    return trace(program(step, spec(7, K, K), spec(B, K)))
+
+
+def test_a_graph_survives_json(tmp_path: Any) -> None:
+    graph = train_graph()
+    assert from_json(json.loads(json.dumps(graph.to_json()))) == graph
+    graph.save(tmp_path / "graph.json")
+    assert load_graph(tmp_path / "graph.json") == graph
+
+
+def test_a_graph_of_another_format_is_refused() -> None:
+    with pytest.raises(TraceError, match="format 99"):
+        from_json({"format": 99})
+
+
+def test_networkx_keeps_loops_as_nodes_with_a_body() -> None:
+    graph = train_graph()
+    digraph = graph.to_networkx()
+    loops = [data for _, data in digraph.nodes(data=True) if data["kind"] == "loop"]
+    assert len(loops) == 2
+    dots = [d for loop in loops for _, d in loop["body"].nodes(data=True) if d["kind"] == "dot_general"]
+    assert sum(d["flops"] for d in dots) * 7 == graph.flops()
+    assert digraph.number_of_edges() > 0
