@@ -321,7 +321,7 @@ def _price_traffic(
     for t in traffics:
         cost = network.cost(t.kind, t.axes)
         size, times = evaluate.term(t.bytes), evaluate.amount(t.times)
-        seconds = times * (cost.latency + size * cost.seconds_per_byte)
+        seconds = times * cost.seconds(size)
         _add(communication, Place(repeated=t.repeated, stages=t.stages, part=t.klass), seconds)
         runs = sizes[MICROBATCH] if t.repeated else 1.0
         collectives.append(
@@ -358,22 +358,20 @@ class Network:
 
     def _compute(self, kind: str, runs: Sequence[tuple[str, ...]]) -> AxisCost:
         """Axes that are not neighbours communicate one after the other, the inner ones reducing the bytes."""
-        latency: Number = 0.0
-        per_byte: Number = 0.0
+        total: AxisCost | None = None
         inner: Number = 1.0
         for i, run in enumerate(runs):
             size: Number = 1.0
             for axis in run:
                 size = size * self._sizes[axis]
-            steps = [kind]
-            if kind == "all_reduce" and i < len(runs) - 1:
-                steps = ["reduce_scatter", "all_gather"]
-            for step in steps:
+            split = kind == "all_reduce" and i < len(runs) - 1
+            for step in ("reduce_scatter", "all_gather") if split else (kind,):
                 cost = axis_cost(step, size, self._stride[run[0]], self._machine)
-                latency = latency + cost.latency
-                per_byte = per_byte + cost.seconds_per_byte / (inner if kind != "all_to_all" else 1.0)
+                cost = cost if kind == "all_to_all" else cost.shrunk(inner)
+                total = cost if total is None else total + cost
             inner = inner * size
-        return AxisCost(latency=latency, seconds_per_byte=per_byte)
+        assert total is not None
+        return total
 
 
 def _runs(axes: Sequence[str]) -> list[tuple[str, ...]]:

@@ -1,0 +1,1 @@
+"""Machines, calibrations and their sources, as data files."""

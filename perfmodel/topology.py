@@ -1,0 +1,189 @@
+"""How a mesh axis lies on the fabric, and what a collective over it costs.
+
+The fabric is a list of tiers, innermost first; a torus tier has several dims. An axis of `size` ranks whose
+neighbours are `stride` ranks apart spreads over the dims in order: dim k, which ends after reach_k ranks, takes
+clip(reach_k / stride, 1, size) ranks in all. A collective runs dim by dim, the inner ones shrinking the bytes that
+the outer ones carry; its phases are pipelined with a given depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from perfmodel.formulas import collectives as formulas
+from perfmodel.work import Number
+
+if TYPE_CHECKING:
+    from perfmodel.machine import Machine
+
+KINDS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "permute")
+STEPS = {"ring": formulas.ring_steps, "recursive": formulas.recursive_steps}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithm:
+    """One way of running a collective on a tier: what a step costs, and the share of bandwidth reached by kind."""
+
+    name: str
+    latency: float
+    efficiency: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """A level of the fabric.
+
+    kind:       "torus" (each dim a ring, both directions usable) or "switch" (one dim)
+    extents:    ranks or inner tiers along each dim; 0 in the outermost switch means any number
+    bandwidth:  of one rank along each dim, in one direction of all its links together [B/s]
+    relay:      bandwidth of one rank when the tier passes on what an outer tier brings in, where that is more than
+                it reaches on its own [B/s]
+    latency:    of a permute [s]
+    """
+
+    name: str
+    kind: str
+    extents: tuple[int, ...]
+    bandwidth: tuple[float, ...]
+    relay: float
+    latency: float
+    algorithms: tuple[Algorithm, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AxisCost:
+    """Seconds of a collective over an axis as a function of its bytes: the faster of the runtime's algorithms.
+
+    Each alternative is (latency [s], seconds per byte [s/B]).
+    """
+
+    alternatives: tuple[tuple[Number, Number], ...]
+
+    def __add__(self, other: AxisCost) -> AxisCost:
+        """One collective after another, both by the same algorithm."""
+        count = max(len(self.alternatives), len(other.alternatives))
+        mine, theirs = (cost.alternatives * (count // len(cost.alternatives)) for cost in (self, other))
+        return AxisCost(tuple((a[0] + b[0], a[1] + b[1]) for a, b in zip(mine, theirs, strict=True)))
+
+    def shrunk(self, factor: Number) -> AxisCost:
+        """The same collective on 1/factor of the bytes."""
+        return AxisCost(tuple((latency, per_byte / factor) for latency, per_byte in self.alternatives))
+
+    def seconds(self, size: Number) -> Number:
+        """Time for `size` bytes [s]."""
+        (latency, per_byte), *others = self.alternatives
+        best = latency + size * per_byte
+        for latency, per_byte in others:
+            best = np.minimum(best, latency + size * per_byte)
+        return best
+
+
+def split_group(size: Number, stride: Number, tiers: Sequence[Tier]) -> list[list[Number]]:
+    """Ranks of a group along each dim of each tier; their product is `size` [1]."""
+    reach, before = 1.0, 1.0 * size / size
+    parts: list[list[Number]] = []
+    for tier in tiers:
+        row = []
+        for extent in tier.extents:
+            reach = reach * extent if extent else np.inf
+            here = np.clip(reach / stride, 1.0, size)
+            row.append(here / before)
+            before = here
+        parts.append(row)
+    return parts
+
+
+def axis_cost(kind: str, size: Number, stride: Number, machine: Machine) -> AxisCost:
+    """Cost of a collective over a mesh axis; `size` and `stride` in ranks, scalars or arrays."""
+    size, stride = np.asarray(size, dtype=np.float64), np.asarray(stride, dtype=np.float64)
+    parts = split_group(size, stride, machine.tiers)
+    if kind == "permute":
+        return AxisCost((_permute(parts, size, machine.tiers),))
+    if kind == "all_reduce":
+        halves = [AxisCost(_alternatives(half, parts, machine)) for half in ("reduce_scatter", "all_gather")]
+        return halves[0] + halves[1]
+    return AxisCost(_alternatives(kind, parts, machine))
+
+
+def collective_seconds(kind: str, bytes: Number, size: Number, stride: Number, machine: Machine) -> Number:
+    """Time of one collective [s]; all arguments broadcast."""
+    return axis_cost(kind, size, stride, machine).seconds(bytes)
+
+
+def _alternatives(kind: str, parts: Sequence[Sequence[Number]], machine: Machine) -> tuple[tuple[Number, Number], ...]:
+    count = max(len(tier.algorithms) for tier in machine.tiers)
+    return tuple(_alternative(kind, i, parts, machine) for i in range(count))
+
+
+def _alternative(kind: str, choice: int, parts: Sequence[Sequence[Number]], machine: Machine) -> tuple[Number, Number]:
+    """(latency, seconds per byte) when every tier runs its `choice`-th algorithm (or its last)."""
+    latency: Number = 0.0
+    total: Number = 0.0
+    longest: Number = 0.0
+    inner: Number = 1.0
+    outside = _outside(parts)
+    for tier, row, beyond in zip(machine.tiers, parts, outside, strict=True):
+        algorithm = tier.algorithms[min(choice, len(tier.algorithms) - 1)]
+        latency = latency + algorithm.latency * sum(STEPS[algorithm.name](n) for n in row)
+        phase = _wire(kind, row, tier, algorithm.efficiency[kind], beyond)
+        phase = phase if kind == "all_to_all" else phase / inner
+        total, longest = total + phase, np.maximum(longest, phase)
+        for n in row:
+            inner = inner * n
+    return latency, longest + (total - longest) / machine.pipeline_depth
+
+
+def _outside(parts: Sequence[Sequence[Number]]) -> list[Number]:
+    """How many times the group repeats beyond each tier."""
+    beyond: list[Number] = []
+    product: Number = 1.0
+    for row in reversed(parts):
+        beyond.append(product)
+        for n in row:
+            product = product * n
+    return beyond[::-1]
+
+
+def _wire(kind: str, row: Sequence[Number], tier: Tier, efficiency: float, beyond: Number) -> Number:
+    """Seconds per byte of one tier. A torus uses the links of all the dims that the group spans; inside a larger
+    group a tier may relay faster than it runs collectives of its own."""
+    if kind == "all_to_all" and tier.kind == "torus":
+        slowest: Number = 0.0
+        for n, b in zip(row, tier.bandwidth, strict=True):
+            slowest = np.maximum(slowest, formulas.all_to_all_ring_seconds_per_byte(n, b * efficiency))
+        return slowest
+    ranks: Number = 1.0
+    bandwidth: Number = 0.0
+    for n, b in zip(row, tier.bandwidth, strict=True):
+        ranks = ranks * n
+        bandwidth = bandwidth + b * (n > 1.0)
+    bandwidth = np.maximum(bandwidth, min(tier.bandwidth)) * efficiency
+    bandwidth = np.where(beyond > 1.0, np.maximum(bandwidth, tier.relay), bandwidth)
+    per_byte = {
+        "all_gather": formulas.gather_seconds_per_byte,
+        "reduce_scatter": formulas.gather_seconds_per_byte,
+        "all_to_all": formulas.all_to_all_switch_seconds_per_byte,
+    }
+    return per_byte[kind](ranks, bandwidth)
+
+
+def _permute(parts: Sequence[Sequence[Number]], size: Number, tiers: Sequence[Tier]) -> tuple[Number, Number]:
+    """A send to the next rank along the axis: the slowest tier that some neighbours are apart by."""
+    latency: Number = 0.0
+    per_byte: Number = 0.0
+    for tier, row in zip(tiers, parts, strict=True):
+        directions = 2.0 if tier.kind == "torus" else 1.0  # a shift uses one direction of a ring
+        for n, b in zip(row, tier.bandwidth, strict=True):
+            per_byte = np.maximum(per_byte, formulas.permute_seconds_per_byte(n, b / directions))
+            latency = np.maximum(latency, tier.latency * np.minimum(n - 1.0, 1.0))
+    return latency, per_byte
+
+
+def unsupported_group(axis: str, size: Number, machine: Machine) -> Number:
+    """Mask of group sizes that the machine's runtime refuses for a mesh axis."""
+    supported = np.asarray(machine.group_sizes[axis], dtype=np.float64)
+    return ~np.isin(np.asarray(size, dtype=np.float64), supported)
