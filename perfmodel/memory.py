@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from perfmodel.fuse import fuse
-from perfmodel.shard import LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
+from perfmodel.shard import LOCAL, LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
 from perfmodel.stage import StageMap
 from perfmodel.work import SYMBOLS, Amount, Evaluator, Number, Term, amount
 
@@ -153,7 +153,7 @@ class _Liveness:
                 if copy not in updated:
                     births.setdefault(maker[copy], []).append(copy)
         for i, node in enumerate(nodes):
-            if isinstance(node, Reshard) and node.kind != "slice" and node.result not in updated:
+            if isinstance(node, Reshard) and node.kind not in LOCAL and node.result not in updated:
                 births.setdefault(i, []).append(node.result)
             elif isinstance(node, LocalLoop):
                 births.setdefault(i, []).extend(

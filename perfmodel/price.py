@@ -16,7 +16,7 @@ from perfmodel.errors import MachineError
 from perfmodel.fuse import Kernel, fuse, regions
 from perfmodel.graph import Op
 from perfmodel.machine import Machine
-from perfmodel.shard import LocalLoop, LocalNode, Reshard, ShardedGraph
+from perfmodel.shard import LOCAL, LocalLoop, LocalNode, Reshard, ShardedGraph
 from perfmodel.stage import EVERY, StageMap, Stages
 from perfmodel.topology import AxisCost, axis_cost
 from perfmodel.work import MESH, SYMBOLS, TP, Amount, Evaluator, Number, Term, amount, resized
@@ -71,7 +71,7 @@ def analyse(sharded: ShardedGraph) -> Plan:
         for kernel in fuse(sharded, nodes, kept):
             computes.append(_compute(kernel, times, repeated, stages.of_node(nodes[kernel.nodes[0]])))
         for node in nodes:
-            if isinstance(node, Reshard) and node.kind != "slice":
+            if isinstance(node, Reshard) and node.kind not in LOCAL:
                 traffics.append(_collective(sharded, node, times, repeated, stages.of_node(node)))
             elif isinstance(node, LocalLoop):
                 traffics.extend(_stage_sends(sharded, node, times, repeated))
@@ -132,7 +132,7 @@ def klass_of(axes: Sequence[str], repeated: bool) -> str:
         return "data"
     if "fsdp" in axes or "dp" in axes:
         return "fsdp"
-    return "context" if "cp" in axes else "tensor"
+    return "tensor" if set(TP) & set(axes) else "context"
 
 
 def _stage_sends(sharded: ShardedGraph, loop: LocalLoop, times: Term, repeated: bool) -> list[Traffic]:

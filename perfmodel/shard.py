@@ -13,9 +13,11 @@ from typing import TypeAlias
 
 from perfmodel.graph import DTYPE_BYTES, Graph, Loop, Op
 from perfmodel.layout import Assignment, Rules
-from perfmodel.work import Term, resized
+from perfmodel.work import TP, Term, resized
 
 Axes: TypeAlias = tuple[str, ...]
+LOCAL = ("slice", "mask")
+"""Changes of state that move nothing: dropping all but one's own part, counting a whole value once in a sum."""
 Sharding: TypeAlias = tuple[tuple[Axes, ...], ...]  # per dim, per factor of the dim (major to minor)
 
 
@@ -122,6 +124,7 @@ class _Sharder:
         self.env: dict[int, list[int]] = {}  # graph value -> copies of it, oldest first
         self.free: set[int] = set()  # copies made of constants only: any state costs nothing
         self.zero: set[int] = set()  # graph values known to be zero: partial and whole at once
+        self.lazy: dict[int, Op] = {}  # broadcasts, made in whatever state a consumer asks for
 
     def run(self) -> ShardedGraph:
         graph = self.graph
@@ -179,28 +182,51 @@ class _Sharder:
         for name, axes in rules:
             for d, i, claimed in claims:
                 if claimed == name:
-                    won = tuple(axis for axis in axes if axis not in taken)
+                    won = _free(axes, taken)
                     given[d, i] = given.get((d, i), ()) + won
                     taken.update(won)
         return State(tuple(tuple(given.get((d, i), ()) for i in range(len(dim))) for d, dim in enumerate(dims)))
 
     def obtain(self, value: int, state: State, out: list[LocalNode], phase: str, source: str) -> int:
         """A copy of `value` in `state`, made by the cheapest collectives from the copies at hand."""
-        copies = self.env[value]
+        copies = self.env.get(value, [])
         for copy in copies:
             if self.copies[copy].state == state:
                 return copy
+        if value in self.lazy:
+            return self._broadcast(value, state, out)
         if copies[0] in self.free:
             return self.define(value, state, free=True)
         start = min(copies, key=lambda copy: (self._distance(self.copies[copy].state, state), -copy))
         return self._convert(start, state, out, phase, source)
 
+    def _broadcast(self, value: int, state: State, out: list[LocalNode]) -> int:
+        """A copy of a broadcast value: cheaper made anew in each state than moved."""
+        op = self.lazy[value]
+        axes: list[Axes] = [()] * len(op.local)
+        for dim, dim_axes in zip(op.result_dims[0], state.dims, strict=True):
+            for i, each in zip(dim, dim_axes, strict=True):
+                axes[i] = each
+        (source,), (dims,) = op.operands, op.operand_dims
+        operand = self.obtain(source, State(_sharding(dims, axes)), out, op.phase, op.source)
+        result = self.define(value, State(state.dims))
+        out.append(LocalOp(op=op, operands=(operand,), results=(result,), axes=tuple(axes)))
+        return self._convert(result, state, out, op.phase, op.source)
+
+    def state(self, value: int) -> State:
+        """The state a value is in now; a broadcast is in none."""
+        if value in self.lazy:
+            return State(tuple(((),) * len(dim) for dim in self.graph.values[value].dims))
+        return self.copies[self.env[value][-1]].state
+
+    def is_free(self, value: int) -> bool:
+        """Whether a value is made of constants only."""
+        return value not in self.lazy and self.env[value][0] in self.free
+
     def _distance(self, have: State, want: State) -> int:
         """How many axes must communicate; a partial sum counts twice, since undoing it costs most."""
-        if not want.partial <= have.partial:
-            return 1_000
         steps = _steps(have, want)
-        return sum({"slice": 0}.get(kind, 1) * len(axes) for kind, axes in steps) + len(have.partial - want.partial)
+        return sum(len(axes) for kind, axes in steps if kind not in LOCAL) + len(have.partial - want.partial)
 
     def _convert(self, copy: int, want: State, out: list[LocalNode], phase: str, source: str) -> int:
         for kind, axes in _steps(self.copies[copy].state, want):
@@ -225,27 +251,39 @@ class _Sharder:
                 self.op(node, out)
 
     def op(self, op: Op, out: list[LocalNode]) -> None:
-        free = all(self.env[v][0] in self.free for v in op.operands)
-        states = [self.copies[self.env[v][-1]].state for v in op.operands]
+        free = all(self.is_free(v) for v in op.operands)
+        if op.kind == "broadcast_in_dim" and not free and self._expands(op):
+            self.lazy[op.results[0]] = op
+            return
+        states = [self.state(v) for v in op.operands]
         passing = frozenset() if free else self.passing(op, states)
         axes = self.local_axes(op, states, passing)
         operands = tuple(
-            self.obtain(v, State(_sharding(dims, axes), passing & states[k].partial), out, op.phase, op.source)
-            for k, (v, dims) in enumerate(zip(op.operands, op.operand_dims, strict=True))
+            self.obtain(v, State(_sharding(dims, axes), partial), out, op.phase, op.source)
+            for v, dims, partial in zip(op.operands, op.operand_dims, self._carried_in(op, states, passing), strict=True)
         )
         results = []
         unreduced = []
         for value, dims, summed in zip(op.results, op.result_dims, op.summed, strict=True):
-            partial = passing | {axis for i in summed for axis in axes[i]}
-            state = State(_sharding(dims, axes), frozenset(partial) if not free else frozenset())
+            partial = frozenset() if free else passing | {axis for i in summed for axis in axes[i]}
+            state = State(_sharding(dims, axes), partial)
             results.append(self.define(value, state, free=free))
-            if partial and op.reducer != "add" and not free:
+            if partial and op.reducer != "add":
                 unreduced.append((value, State(state.dims)))
         if op.kind == "zeros":
             self.zero.update(op.results)
         out.append(LocalOp(op=op, operands=operands, results=tuple(results), axes=axes))
         for value, state in unreduced:  # a maximum over ranks can't be carried along like a sum
             self.obtain(value, state, out, op.phase, op.source)
+
+    def _expands(self, op: Op) -> bool:
+        return self.graph.elements(op.results[0]) > self.graph.elements(op.operands[0])
+
+    def _carried_in(self, op: Op, states: Sequence[State], passing: frozenset[str]) -> list[frozenset[str]]:
+        """Axes over which each operand enters as a partial sum."""
+        if op.kind == "dot_general":
+            return [passing & state.partial for state in states]
+        return [passing if k in op.linear else frozenset() for k in range(len(states))]
 
     def passing(self, op: Op, states: Sequence[State]) -> frozenset[str]:
         """Axes over which the op may work on partial sums: it is linear, and every operand concerned is partial."""
@@ -255,9 +293,14 @@ class _Sharder:
             return frozenset()
         if op.kind == "convert" and self.is_activation(op.operands[0]) and self._widens(op):
             return frozenset()  # reduce activations in their narrow type
-        summands = [states[k].partial for k in op.linear if op.operands[k] not in self.zero]
+        summands = [states[k] for k in op.linear if op.operands[k] not in self.zero]
         others = [states[k].partial for k in range(len(states)) if k not in op.linear]
-        return frozenset.intersection(*summands).difference(*others)
+        common = frozenset.intersection(*(state.partial for state in summands)).difference(*others)
+        if op.kind in ("add", "subtract") and common:
+            # a summand that is whole over an axis can be counted once, so that the sum waits for all axes at once
+            together = frozenset().union(*(state.partial for state in summands))
+            common |= {axis for axis in together if not any(axis in state.axes for state in summands)}
+        return common
 
     def _through_matmul(self, op: Op, states: Sequence[State]) -> frozenset[str]:
         """A matmul is linear in each operand. Waiting pays where its result must be reduced anyway: later in the step
@@ -282,7 +325,7 @@ class _Sharder:
         blocked = set(op.blocked)
 
         def claim(i: int, axes: Sequence[str]) -> None:
-            won = tuple(axis for axis in axes if axis not in taken)
+            won = _free(axes, taken)
             chosen[i] = (*chosen[i], *won)
             taken.update(won)
 
@@ -293,7 +336,7 @@ class _Sharder:
         for i in order:
             claim(i, self.wanted[op.local[i]])
         for k, dims in enumerate(op.operand_dims):
-            if self.env[op.operands[k]][0] in self.free:
+            if self.is_free(op.operands[k]):
                 continue
             for dim, dim_axes in zip(dims, states[k].dims, strict=True):
                 for i, axes in zip(dim, dim_axes, strict=True):
@@ -356,6 +399,8 @@ class _Sharder:
     def carried(self, loop: Loop, k: int, out: list[LocalNode]) -> int:
         """The copy of a loop operand that enters the loop: no partial sum does."""
         value = loop.operands[k]
+        if value in self.lazy:
+            return self.obtain(value, self.resting_state(value, self.compute), out, loop.phase, loop.source)
         copy = self.env[value][0] if loop.parameters[k] == loop.yields[k] else self.env[value][-1]
         state = self.copies[copy].state
         if copy in self.free or (loop.parameters[k] != loop.yields[k] and self.is_activation(value)):
@@ -367,7 +412,7 @@ class _Sharder:
 
     def _settle(self, loop: Loop, operands: Sequence[int], accumulates: Sequence[bool]) -> dict[int, State]:
         """States of accumulators: what one trial trip leaves in them, with gradients at rest where they are kept."""
-        saved = ({v: list(c) for v, c in self.env.items()}, len(self.copies), set(self.free), set(self.zero))
+        saved = ({v: list(c) for v, c in self.env.items()}, len(self.copies), set(self.free), set(self.zero), dict(self.lazy))
         for k, parameter in enumerate(loop.parameters):
             self.define(parameter, self.copies[operands[k]].state, free=accumulates[k])
             if accumulates[k]:
@@ -376,8 +421,8 @@ class _Sharder:
         settled = {}
         for k, value in enumerate(loop.yields):
             if accumulates[k]:
-                settled[k] = self._accumulator_state(loop.parameters[k], self.copies[self.env[value][-1]].state)
-        self.env, count, self.free, self.zero = saved
+                settled[k] = self._accumulator_state(loop.parameters[k], self.state(value))
+        self.env, count, self.free, self.zero, self.lazy = saved
         del self.copies[count:]
         return settled
 
@@ -401,6 +446,13 @@ class _Sharder:
         return State(tuple(dims), frozenset(partial))
 
 
+def _free(axes: Sequence[str], taken: set[str]) -> Axes:
+    """Axes that nothing has claimed yet; the two halves of tp go together where both are wanted."""
+    free = tuple(axis for axis in axes if axis not in taken)
+    halves = set(TP) <= set(axes) and not set(TP) <= set(free)
+    return tuple(axis for axis in free if axis not in TP) if halves else free
+
+
 def _sharding(dims: Sequence[Sequence[int]], axes: Sequence[Axes]) -> Sharding:
     return tuple(tuple(axes[i] for i in dim) for dim in dims)
 
@@ -416,6 +468,7 @@ def _steps(have: State, want: State) -> list[tuple[str, Axes]]:
     there, goal = _places(have), _places(want)
     resolve = have.partial - want.partial
     kinds: Mapping[str, set[str]] = {
+        "mask": set(want.partial - have.partial),
         "slice": {a for a in goal if a not in there and a not in resolve},
         "reduce_scatter": {a for a in resolve if a in goal},
         "all_reduce": {a for a in resolve if a not in goal},
@@ -437,4 +490,5 @@ def _after(have: State, want: State, kind: str, axes: Axes) -> State:
             row.append(tuple(order))
         rows.append(tuple(row))
     partial = have.partial - set(axes) if kind in ("reduce_scatter", "all_reduce") else have.partial
+    partial = partial | set(axes) if kind == "mask" else partial
     return State(tuple(rows), partial)

@@ -11,7 +11,7 @@ from programs import B, D, F, L, M, S, mlp_graph
 
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout, assignment
-from perfmodel.shard import LocalLoop, LocalNode, Reshard, ShardedGraph, shard
+from perfmodel.shard import LOCAL, LocalLoop, LocalNode, Reshard, ShardedGraph, shard
 from perfmodel.work import Evaluator
 
 BF16, F32 = 2, 4
@@ -30,7 +30,7 @@ def collectives(sharded: ShardedGraph, layout: Layout) -> Iterator[tuple[Reshard
         for node in nodes:
             if isinstance(node, LocalLoop):
                 yield from visit(node.body, times * float(evaluate.term(node.trips)))
-            elif isinstance(node, Reshard) and node.kind != "slice":
+            elif isinstance(node, Reshard) and node.kind not in LOCAL:
                 yield node, times, float(evaluate.term(node.bytes))
 
     yield from visit(sharded.nodes, 1.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -102,7 +104,36 @@ def rotate(x: Array, share: float) -> Array:
     return turned if size == x.shape[-1] else jnp.concatenate([turned, rest], axis=-1)
 
 
-def attend(c: DecoderConfig, x: Array, w: Tree, core: Callable[..., Array]) -> Array:
+@dataclass(frozen=True)
+class Pieces:
+    """The parts of a layer that a recompute policy may wrap: fused elementwise kernels and the attention core."""
+
+    normalise: Callable[[Array, Tree, str], Array]
+    rotate: Callable[[Array, float], Array]
+    combine: Callable[..., Array]
+    core: Callable[[Array, Array, Array], Array]
+
+
+def pieces(config: DecoderConfig, recompute: str) -> Pieces:
+    """Under `none` and `selective` elementwise kernels save their inputs only, as fused kernels do; `selective` drops
+    the attention core's residuals too; under `full` the whole layer is recomputed and nothing needs wrapping."""
+    combine = partial(activated, ACTIVATIONS[config.activation])
+    if recompute == "full":
+        return Pieces(normalise, rotate, combine, attention)
+    return Pieces(
+        normalise=jax.checkpoint(normalise, static_argnums=2),
+        rotate=jax.checkpoint(rotate, static_argnums=1),
+        combine=jax.checkpoint(combine),
+        core=jax.checkpoint(attention) if recompute == "selective" else attention,
+    )
+
+
+def activated(activate: Callable[[Array], Array], first: Array, second: Array | None = None) -> Array:
+    """The MLP's nonlinearity, times the other projection where there is one."""
+    return activate(first) if second is None else activate(first) * second
+
+
+def attend(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> Array:
     """Attention sublayer: projections, positions, core, output; x [batch, seq, embed]."""
     q = jnp.einsum("bsd,dkgh->bskgh", x, w["query"])
     k = jnp.einsum("bsd,dkh->bskh", x, w["key"])
@@ -110,30 +141,30 @@ def attend(c: DecoderConfig, x: Array, w: Tree, core: Callable[..., Array]) -> A
     if c.qkv_bias:
         q, k, v = q + w["query_bias"], k + w["key_bias"], v + w["value_bias"]
     if c.qk_norm:
-        q, k = normalise(q, w, "query_norm"), normalise(k, w, "key_norm")
+        q, k = p.normalise(q, w, "query_norm"), p.normalise(k, w, "key_norm")
     if c.rotary:
-        q, k = rotate(q, c.rotary), rotate(k, c.rotary)
-    out = jnp.einsum("bskgh,kghd->bsd", core(q, k, v), w["out"])
+        q, k = p.rotate(q, c.rotary), p.rotate(k, c.rotary)
+    out = jnp.einsum("bskgh,kghd->bsd", p.core(q, k, v), w["out"])
     return out + w["out_bias"] if c.out_bias else out
 
 
-def feed_forward(c: DecoderConfig, x: Array, w: Tree) -> Array:
+def feed_forward(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> Array:
     """MLP sublayer, gated or plain."""
-    activate = ACTIVATIONS[c.activation]
-    up = x @ w["up"] + (w["up_bias"] if c.mlp_bias else 0)
+    up = x @ w["up"] + w["up_bias"] if c.mlp_bias else x @ w["up"]
     if c.gated:
-        up = activate(x @ w["gate"] + (w["gate_bias"] if c.mlp_bias else 0)) * up
+        gate = x @ w["gate"] + w["gate_bias"] if c.mlp_bias else x @ w["gate"]
+        hidden = p.combine(gate, up)
     else:
-        up = activate(up)
-    down = up @ w["down"]
+        hidden = p.combine(up)
+    down = hidden @ w["down"]
     return down + w["down_bias"] if c.mlp_bias else down
 
 
-def block(c: DecoderConfig, x: Array, w: Tree, core: Callable[..., Array]) -> Array:
+def block(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> Array:
     """One layer."""
-    attended = x + attend(c, normalise(x, w, "attention_norm"), w, core)
+    attended = x + attend(c, p.normalise(x, w, "attention_norm"), w, p)
     read = x if c.parallel_residual else attended
-    return attended + feed_forward(c, normalise(read, w, "mlp_norm"), w)
+    return attended + feed_forward(c, p.normalise(read, w, "mlp_norm"), w, p)
 
 
 def loss(c: DecoderConfig, weights: Tree, tokens: Array, targets: Array, recompute: str) -> Array:
@@ -144,14 +175,14 @@ def loss(c: DecoderConfig, weights: Tree, tokens: Array, targets: Array, recompu
     x = weights["embedding"][tokens]
     if not c.rotary:
         x = x + weights["positions"][jnp.arange(tokens.shape[1])]
-    core = jax.checkpoint(attention) if recompute == "selective" else attention
+    parts = pieces(c, recompute)
 
     def layer(x: Array, w: Tree) -> Array:
-        return block(c, x, w, core)
+        return block(c, x, w, parts)
 
     step = jax.checkpoint(layer) if recompute == "full" else layer
     x, _ = lax.scan(lambda x, w: (step(x, w), None), x, weights["layers"])
-    x = normalise(x, weights, "final_norm")
+    x = parts.normalise(x, weights, "final_norm")
     head = weights["embedding"].T if c.tied else weights["head"]
     logits = (x @ head).astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

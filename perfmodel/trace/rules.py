@@ -27,6 +27,12 @@ def identity_rule(operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Ru
     return Rule(tuple(sizes), operand_dims, result_dims, blocked=tuple(range(len(sizes))))
 
 
+def source_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
+    """Constants and iotas: each rank makes its own part."""
+    (shape,) = results
+    return Rule(shape, (), (tuple((i,) for i in range(len(shape))),))
+
+
 def slice_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
     """`dynamic_slice` and `dynamic_update_slice`: dims of equal size are shared; a sliced dim is the large one's own."""
     large, small = (operands[0], results[0]) if "update" not in op.name else (operands[0], operands[1])
@@ -121,6 +127,8 @@ def ragged_dot_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tupl
 
 
 OWN_RULES: Mapping[str, Callable[[ir.Operation, tuple[Shape, ...], tuple[Shape, ...]], Rule]] = {
+    "stablehlo.constant": source_rule,
+    "stablehlo.iota": source_rule,
     "stablehlo.dynamic_slice": slice_rule,
     "stablehlo.dynamic_update_slice": slice_rule,
     "stablehlo.scatter": scatter_rule,
