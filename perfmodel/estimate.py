@@ -62,15 +62,14 @@ class Estimate:
 
     def at(self, i: int) -> Estimate:
         """The i-th estimate of arrays, as plain numbers."""
-        return replace(
-            self,
-            **{name: _pick(getattr(self, name), i) for name in ARRAYS},
-            **{name: {k: _pick(v, i) for k, v in getattr(self, name).items()} for name in TABLES},
-            collectives=tuple(
-                replace(c, bytes=_pick(c.bytes, i), count=_pick(c.count, i), seconds=_pick(c.seconds, i))
-                for c in self.collectives
-            ),
+        picked: dict[str, Any] = {name: _pick(getattr(self, name), i) for name in ARRAYS}
+        for name in TABLES:
+            picked[name] = {key: _pick(value, i) for key, value in getattr(self, name).items()}
+        picked["collectives"] = tuple(
+            replace(c, bytes=_pick(c.bytes, i), count=_pick(c.count, i), seconds=_pick(c.seconds, i))
+            for c in self.collectives
         )
+        return replace(self, **picked)
 
     def to_json(self) -> dict[str, Any]:
         """A scalar estimate as plain dicts and lists; collectives that never run are left out."""
@@ -82,7 +81,14 @@ class Estimate:
             "assumptions": list(self.assumptions),
             "sources": list(self.sources),
             "collectives": [
-                {"kind": c.kind, "axis": c.axis, "class": c.klass, "bytes": c.bytes, "count": c.count, "seconds": c.seconds}
+                {
+                    "kind": c.kind,
+                    "axis": c.axis,
+                    "class": c.klass,
+                    "bytes": c.bytes,
+                    "count": c.count,
+                    "seconds": c.seconds,
+                }
                 for c in self.collectives
                 if c.seconds > 0.0
             ],

@@ -14,8 +14,17 @@ from perfmodel.shard import LocalLoop, LocalNode, LocalOp, ShardedGraph
 from perfmodel.work import Amount, Term, amount, resized
 
 ALONE = frozenset(
-    "dot_general convolution chlo.ragged_dot sort chlo.top_k scatter select_and_scatter reduce_window "
-    "rng_bit_generator".split()
+    {
+        "dot_general",
+        "convolution",
+        "chlo.ragged_dot",
+        "sort",
+        "chlo.top_k",
+        "scatter",
+        "select_and_scatter",
+        "reduce_window",
+        "rng_bit_generator",
+    }
 )
 SLICES = ("dynamic_slice", "gather")
 VIEWS = ("dynamic_slice", "reshape", "transpose", "bitcast_convert")
@@ -62,7 +71,8 @@ def _fusible(op: Op) -> bool:
 
 def _groups(sharded: ShardedGraph, region: Sequence[LocalNode]) -> dict[int, int]:
     """Kernel id of each op: connected fusible ops on one level. A level ends where a value must be complete (behind
-    a matmul, a reduction, a collective or a loop), so no kernel can depend on itself."""
+    a matmul, a reduction, a collective or a loop), so no kernel can depend on itself.
+    """
     producer: dict[int, int] = {}
     level: dict[int, int] = {}
     parent: dict[int, int] = {}

@@ -119,8 +119,9 @@ class Layout:
 
     def at(self, i: int) -> Layout:
         """The i-th layout of an array."""
-        picked = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self) if f.name not in STRUCTURE}
-        return replace(self, **{key: int(array.flat[i] if array.ndim else array) for key, array in picked.items()})
+        numbers = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self) if f.name not in STRUCTURE}
+        picked: dict[str, Any] = {key: int(x.flat[i] if x.ndim else x) for key, x in numbers.items()}
+        return replace(self, **picked)
 
 
 STRUCTURE = ("zero", "sp", "recompute")

@@ -152,21 +152,17 @@ def _machine(spec: MachineSpec, calibration: CalibrationSpec | None, where: str)
     )
 
 
-def _tier(
-    spec: TierSpec, measured: TierCalibration | None, read: _Reader, fitted: _Reader | None, ranks: int
-) -> Tier:
+def _tier(spec: TierSpec, measured: TierCalibration | None, read: _Reader, fitted: _Reader | None, ranks: int) -> Tier:
     path = f"tiers.{spec.name}"
     share = ranks if spec.per == "chip" else 1
     bandwidth = read.si[f"{path}.link"] * read.si[f"{path}.links"] / share
     extents = tuple(_integers(spec.extents))
-    algorithms = [
-        Algorithm(
-            name=algorithm.name,
-            latency=fitted.si[f"{path}.algorithms.{algorithm.name}.latency"],
-            efficiency={kind: fitted.si[f"{path}.algorithms.{algorithm.name}.{kind}"] for kind in GATHERS},
-        )
-        for algorithm in (measured.algorithms if measured and fitted else [])
-    ]
+    algorithms: list[Algorithm] = []
+    if fitted is not None and measured is not None:
+        algorithms = [
+            _algorithm(algorithm.name, f"{path}.algorithms.{algorithm.name}", fitted)
+            for algorithm in measured.algorithms
+        ]
     latency = read.si[f"{path}.latency"]
     ideal = Algorithm(name="recursive", latency=latency, efficiency=dict.fromkeys(GATHERS, 1.0))
     relay = fitted.si[f"{path}.relay"] if fitted and measured and measured.relay else 0.0
@@ -178,6 +174,14 @@ def _tier(
         relay=relay,
         latency=latency,
         algorithms=tuple(algorithms) or (ideal,),
+    )
+
+
+def _algorithm(name: str, path: str, fitted: _Reader) -> Algorithm:
+    return Algorithm(
+        name=name,
+        latency=fitted.si[f"{path}.latency"],
+        efficiency={kind: fitted.si[f"{path}.{kind}"] for kind in GATHERS},
     )
 
 

@@ -23,7 +23,8 @@ ONLY, FIRST, LAST = "only", "first", "last"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residents:
     """Bytes that one stage keeps: by role for the whole step, saved activations of one microbatch in flight, and
-    the live bytes (gradients and saved activations included) at each point that may be the peak."""
+    the live bytes (gradients and saved activations included) at each point that may be the peak.
+    """
 
     kept: Mapping[str, Amount]
     gradients: Amount
@@ -61,8 +62,7 @@ def memory_use(plan: MemoryPlan, sizes: Mapping[str, Number], reserve: float) ->
     totals = {view: sum(parts.values()) for view, parts in uses.items()}
     fullest = np.where(pipelined, np.where(totals[FIRST] >= totals[LAST], 1, 2), 0)
     parts = {
-        name: np.choose(fullest, [np.asarray(uses[view][name]) for view in (ONLY, FIRST, LAST)])
-        for name in uses[ONLY]
+        name: np.choose(fullest, [np.asarray(uses[view][name]) for view in (ONLY, FIRST, LAST)]) for name in uses[ONLY]
     }
     parts["runtime"] = np.full_like(np.asarray(parts["parameters"], dtype=np.float64), reserve)
     total: Number = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from perfmodel.layout import Layout, assignment
 from perfmodel.machine import Machine
 from perfmodel.memory import MemoryPlan, MemoryUse, memory_use, plan_memory
 from perfmodel.price import Costs, Plan, analyse, price
-from perfmodel.rules import Constraint, constraints, violations
+from perfmodel.rules import Constraint, constraints, reason, violations
 from perfmodel.schedule import CLASSES, PHASES, StepTime, step_time
 from perfmodel.shard import shard
 from perfmodel.work import Number
@@ -64,8 +64,8 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
     """
     if graph.recompute != layout.recompute:
         raise LayoutError(
-            f"layout: got recompute={layout.recompute}, expected {graph.recompute!r}, with which {graph.name} was traced: "
-            f"trace it again with the policy you want"
+            f"layout: got recompute={layout.recompute}, expected {graph.recompute}, with which {graph.name} was "
+            f"traced: trace it again with the policy you want"
         )
     structure = _structure(_Identity(graph), layout.zero, layout.sp)
     sizes = layout.sizes(graph)
@@ -117,12 +117,9 @@ def _estimate(
 
 def _explained(estimate: Estimate) -> Estimate:
     """A scalar estimate with a sentence for each rule it breaks."""
-    from dataclasses import replace
-
-    from perfmodel.rules import reason
-
-    broken = [name for name, value in estimate.violations.items() if value]
-    return replace(estimate, reasons=tuple(reason(name, estimate.memory_bytes, estimate.memory_capacity_bytes) for name in broken))
+    needed, capacity = float(estimate.memory_bytes), float(estimate.memory_capacity_bytes)
+    reasons = tuple(reason(rule, needed, capacity) for rule, broken in estimate.violations.items() if broken)
+    return replace(estimate, reasons=reasons)
 
 
 ENGINES = {"tensor": "matrix engine", "vector": "vector engine", "memory": "memory bandwidth"}

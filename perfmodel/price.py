@@ -76,7 +76,9 @@ def analyse(sharded: ShardedGraph) -> Plan:
             elif isinstance(node, LocalLoop):
                 traffics.extend(_stage_sends(sharded, node, times, repeated))
                 computes.extend(_zero_fills(sharded, node, times, repeated))
-    return Plan(computes=_merge_computes(computes), traffics=_merge_traffics(traffics), model_flops=_model_flops(sharded))
+    return Plan(
+        computes=_merge_computes(computes), traffics=_merge_traffics(traffics), model_flops=_model_flops(sharded)
+    )
 
 
 def _trips(loops: Sequence[LocalLoop]) -> tuple[Term, bool]:
@@ -109,7 +111,10 @@ def _zero_fills(sharded: ShardedGraph, loop: LocalLoop, times: Term, repeated: b
         for operand, parameter, left in zip(loop.operands, loop.parameters, loop.yields, strict=True)
         if operand in sharded.free and parameter != left and sharded.copies[operand].state.dims
     ]
-    fills = [Kernel(flops={}, bytes=amount([size]), phase=loop.loop.phase, label="zeros", source="", nodes=()) for size in cleared]
+    fills = [
+        Kernel(flops={}, bytes=amount([size]), phase=loop.loop.phase, label="zeros", source="", nodes=())
+        for size in cleared
+    ]
     return [_compute(fill, times, repeated, EVERY) for fill in fills]
 
 

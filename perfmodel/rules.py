@@ -35,7 +35,9 @@ def constraints(sharded: ShardedGraph) -> tuple[Constraint, ...]:
     def need(factor: int, axes: Sequence[str]) -> None:
         entry = factors[factor]
         if axes and entry.name not in (*RESIZABLE, *PADDED):
-            found[Constraint(name=entry.name or f"index of size {entry.size}", size=entry.size, axes=tuple(axes))] = None
+            found[Constraint(name=entry.name or f"index of size {entry.size}", size=entry.size, axes=tuple(axes))] = (
+                None
+            )
 
     def visit(nodes: Sequence[LocalNode]) -> None:
         for node in nodes:

@@ -82,13 +82,12 @@ def _stage_parts(
     }
 
 
-def exposed_seconds(
-    traffic: Mapping[str, Number], compute: Number, overlap: Mapping[str, float]
-) -> dict[str, Number]:
+def exposed_seconds(traffic: Mapping[str, Number], compute: Number, overlap: Mapping[str, float]) -> dict[str, Number]:
     """Communication that is left to wait for: each class hides behind its share of the compute time, as far as the
-    classes before it have not used that time up."""
+    classes before it have not used that time up.
+    """
     hidden_so_far: Number = 0.0
-    exposed = {}
+    exposed: dict[str, Number] = {}
     for klass, seconds in traffic.items():
         room = np.maximum(overlap.get(klass, 0.0) * compute - hidden_so_far, 0.0)
         hidden = np.minimum(seconds, room)

@@ -56,7 +56,8 @@ class LocalOp:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reshard:
     """A collective over mesh axes. `bytes` per rank: all_gather counts its output, reduce_scatter its input,
-    all_reduce and all_to_all their buffer."""
+    all_reduce and all_to_all their buffer.
+    """
 
     kind: str
     axes: Axes
@@ -234,9 +235,7 @@ class _Sharder:
             state = _after(have.state, want, kind, axes)
             new = self.define(have.value, state)
             size = self.copies[new].bytes if kind == "all_gather" else have.bytes
-            reshard = Reshard(
-                kind=kind, axes=axes, operand=copy, result=new, bytes=size, phase=phase, source=source
-            )
+            reshard = Reshard(kind=kind, axes=axes, operand=copy, result=new, bytes=size, phase=phase, source=source)
             out.append(reshard)
             copy = new
         return copy
@@ -260,7 +259,9 @@ class _Sharder:
         axes = self.local_axes(op, states, passing)
         operands = tuple(
             self.obtain(v, State(_sharding(dims, axes), partial), out, op.phase, op.source)
-            for v, dims, partial in zip(op.operands, op.operand_dims, self._carried_in(op, states, passing), strict=True)
+            for v, dims, partial in zip(
+                op.operands, op.operand_dims, self._carried_in(op, states, passing), strict=True
+            )
         )
         results = []
         unreduced = []
@@ -304,7 +305,8 @@ class _Sharder:
 
     def _through_matmul(self, op: Op, states: Sequence[State]) -> frozenset[str]:
         """A matmul is linear in each operand. Waiting pays where its result must be reduced anyway: later in the step
-        (gradients of weights) or because the matmul itself sums over a sharded index."""
+        (gradients of weights) or because the matmul itself sums over a sharded index.
+        """
         partial = states[0].partial ^ states[1].partial
         reduced = any(self.wanted[op.local[i]] for i in op.summed[0])
         return partial if reduced or not self.is_activation(op.results[0]) else frozenset()
@@ -319,7 +321,8 @@ class _Sharder:
 
     def local_axes(self, op: Op, states: Sequence[State], passing: frozenset[str]) -> tuple[Axes, ...]:
         """Mesh axes of each local index: names as assigned, then whatever shards the operands already, then the
-        resting place of gradients for partial sums that must be resolved here."""
+        resting place of gradients for partial sums that must be resolved here.
+        """
         chosen: list[Axes] = [()] * len(op.local)
         taken = set(passing)
         blocked = set(op.blocked)
@@ -349,9 +352,7 @@ class _Sharder:
                     claim(i, axes)
         return tuple(chosen)
 
-    def _resting_axes(
-        self, op: Op, dims: Sequence[Sequence[int]], partial: frozenset[str]
-    ) -> list[tuple[int, Axes]]:
+    def _resting_axes(self, op: Op, dims: Sequence[Sequence[int]], partial: frozenset[str]) -> list[tuple[int, Axes]]:
         """Where a partial sum should come to rest: on the dims that optimizer state is sharded over."""
         rules = dict(self.stored.get("optimizer", ()))
         return [
@@ -370,9 +371,7 @@ class _Sharder:
         settled = self._settle(loop, operands, accumulates) if any(accumulates) else {}
         for k, state in settled.items():
             operands[k] = self.obtain(loop.operands[k], state, out, loop.phase, loop.source)
-        parameters = tuple(
-            self.define(p, self.copies[o].state) for p, o in zip(loop.parameters, operands, strict=True)
-        )
+        parameters = tuple(self.define(p, self.copies[o].state) for p, o in zip(loop.parameters, operands, strict=True))
         body: list[LocalNode] = []
         self.nodes(loop.body, body)
         yields = tuple(
@@ -412,7 +411,13 @@ class _Sharder:
 
     def _settle(self, loop: Loop, operands: Sequence[int], accumulates: Sequence[bool]) -> dict[int, State]:
         """States of accumulators: what one trial trip leaves in them, with gradients at rest where they are kept."""
-        saved = ({v: list(c) for v, c in self.env.items()}, len(self.copies), set(self.free), set(self.zero), dict(self.lazy))
+        saved = (
+            {v: list(c) for v, c in self.env.items()},
+            len(self.copies),
+            set(self.free),
+            set(self.zero),
+            dict(self.lazy),
+        )
         for k, parameter in enumerate(loop.parameters):
             self.define(parameter, self.copies[operands[k]].state, free=accumulates[k])
             if accumulates[k]:
@@ -458,9 +463,7 @@ def _sharding(dims: Sequence[Sequence[int]], axes: Sequence[Axes]) -> Sharding:
 
 
 def _places(state: State) -> dict[str, tuple[int, int]]:
-    return {
-        axis: (d, i) for d, dim in enumerate(state.dims) for i, axes in enumerate(dim) for axis in axes
-    }
+    return {axis: (d, i) for d, dim in enumerate(state.dims) for i, axes in enumerate(dim) for axis in axes}
 
 
 def _steps(have: State, want: State) -> list[tuple[str, Axes]]:

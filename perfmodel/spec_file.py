@@ -162,9 +162,8 @@ def parse_spec(model: type[BaseModel], data: dict[str, Any], where: str) -> Any:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
         got = "nothing" if first["type"] == "missing" else repr(first["input"])
-        raise MachineError(
-            f"{where}: {path}: got {got if len(got) < 80 else got[:77] + '...'}, expected {_expected(first)}: mend the file"
-        ) from None
+        got = got if len(got) < 80 else got[:77] + "..."
+        raise MachineError(f"{where}: {path}: got {got}, expected {_expected(first)}: mend the file") from None
 
 
 def _expected(fault: Any) -> str:

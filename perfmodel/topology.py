@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perfmodel.formulas import collectives as formulas
 from perfmodel.work import Number
@@ -87,7 +88,7 @@ def split_group(size: Number, stride: Number, tiers: Sequence[Tier]) -> list[lis
     reach, before = 1.0, 1.0 * size / size
     parts: list[list[Number]] = []
     for tier in tiers:
-        row = []
+        row: list[Number] = []
         for extent in tier.extents:
             reach = reach * extent if extent else np.inf
             here = np.clip(reach / stride, 1.0, size)
@@ -150,7 +151,8 @@ def _outside(parts: Sequence[Sequence[Number]]) -> list[Number]:
 
 def _wire(kind: str, row: Sequence[Number], tier: Tier, efficiency: float, beyond: Number) -> Number:
     """Seconds per byte of one tier. A torus uses the links of all the dims that the group spans; inside a larger
-    group a tier may relay faster than it runs collectives of its own."""
+    group a tier may relay faster than it runs collectives of its own.
+    """
     if kind == "all_to_all" and tier.kind == "torus":
         slowest: Number = 0.0
         for n, b in zip(row, tier.bandwidth, strict=True):
@@ -162,13 +164,13 @@ def _wire(kind: str, row: Sequence[Number], tier: Tier, efficiency: float, beyon
         ranks = ranks * n
         bandwidth = bandwidth + b * (n > 1.0)
     bandwidth = np.maximum(bandwidth, min(tier.bandwidth)) * efficiency
-    bandwidth = np.where(beyond > 1.0, np.maximum(bandwidth, tier.relay), bandwidth)
+    reached: Number = np.where(beyond > 1.0, np.maximum(bandwidth, tier.relay), bandwidth)
     per_byte = {
         "all_gather": formulas.gather_seconds_per_byte,
         "reduce_scatter": formulas.gather_seconds_per_byte,
         "all_to_all": formulas.all_to_all_switch_seconds_per_byte,
     }
-    return per_byte[kind](ranks, bandwidth)
+    return per_byte[kind](ranks, reached)
 
 
 def _permute(parts: Sequence[Sequence[Number]], size: Number, tiers: Sequence[Tier]) -> tuple[Number, Number]:
@@ -183,7 +185,7 @@ def _permute(parts: Sequence[Sequence[Number]], size: Number, tiers: Sequence[Ti
     return latency, per_byte
 
 
-def unsupported_group(axis: str, size: Number, machine: Machine) -> Number:
+def unsupported_group(axis: str, size: Number, machine: Machine) -> NDArray[np.bool_]:
     """Mask of group sizes that the machine's runtime refuses for a mesh axis."""
     supported = np.asarray(machine.group_sizes[axis], dtype=np.float64)
     return ~np.isin(np.asarray(size, dtype=np.float64), supported)

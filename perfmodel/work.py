@@ -39,7 +39,7 @@ class Term:
         return Term(self.coefficient * other.coefficient, exponents)
 
     def times(self, symbols: Iterable[str], power: int = 1) -> Term:
-        """This term multiplied by each symbol to `power`."""
+        """The term multiplied by each symbol to `power`."""
         exponents = list(self.exponents)
         for symbol in symbols:
             exponents[SYMBOLS.index(symbol)] += power

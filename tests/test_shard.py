@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 
@@ -39,7 +39,7 @@ def collectives(sharded: ShardedGraph, layout: Layout) -> Iterator[tuple[Reshard
 def totals(layout: Layout, *, smallest: float = 64.0) -> dict[tuple[str, str], float]:
     """Bytes per step and rank by (kind, axes of size above 1), scalars aside."""
     sizes = layout.sizes(graph())
-    found: Counter[tuple[str, str]] = Counter()
+    found: defaultdict[tuple[str, str], float] = defaultdict(float)
     for node, times, size in collectives(shard(graph(), layout.assignment), layout):
         axes = "+".join(sorted({axis.split("_")[0] for axis in node.axes if sizes[axis] > 1}))
         if axes and size >= smallest:
@@ -85,7 +85,7 @@ def test_hybrid_sharding_reduces_the_scattered_gradients_over_the_replicas() -> 
 
 def activations(layout: Layout) -> float:
     """Bytes of one block boundary on a data-parallel rank, all microbatches together."""
-    return G / layout.data * S * D * BF16
+    return float(G / layout.data * S * D * BF16)
 
 
 @pytest.mark.parametrize("tp", [2, 4, 8])

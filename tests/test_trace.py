@@ -49,7 +49,7 @@ def test_matmul_is_two_mkn() -> None:
 
 
 def test_batched_matmul_counts_the_batch() -> None:
-    einsum = lambda a, b: jnp.einsum("bmk,bkn->bmn", a, b)  # noqa: E731
+    einsum = lambda a, b: jnp.einsum("bmk,bkn->bmn", a, b)
     assert flops(einsum, spec(B, M, K), spec(B, K, N)) == 2 * B * M * K * N
 
 
@@ -66,20 +66,20 @@ def test_scan_counts_every_trip() -> None:
 
 
 def test_static_fori_loop_counts_every_trip() -> None:
-    fn = lambda w, x: lax.fori_loop(0, 5, lambda i, x: x @ w, x)  # noqa: E731
+    fn = lambda w, x: lax.fori_loop(0, 5, lambda i, x: x @ w, x)
     assert flops(fn, spec(K, K), spec(B, K)) == 5 * 2 * B * K * K
 
 
 def test_nested_scans_multiply() -> None:
     def fn(w: Any, x: Any) -> Any:
-        inner = lambda x, w: (jnp.tanh(x @ w), None)  # noqa: E731
+        inner = lambda x, w: (jnp.tanh(x @ w), None)
         return lax.scan(lambda x, _: (lax.scan(inner, x, w)[0], None), x, None, length=4)[0]
 
     assert flops(fn, spec(7, K, K), spec(B, K)) == 4 * 7 * 2 * B * K * K
 
 
 def test_full_remat_recomputes_all_but_what_backward_does_not_need() -> None:
-    layer = lambda x, w: jnp.tanh(jnp.tanh(x @ w[0]) @ w[1])  # noqa: E731
+    layer = lambda x, w: jnp.tanh(jnp.tanh(x @ w[0]) @ w[1])
 
     def loss(remat: bool, w: Any, x: Any) -> Any:
         body = jax.checkpoint(layer) if remat else layer
@@ -139,7 +139,7 @@ def test_einsum_moe_dispatch_is_exact() -> None:
 
 def test_ragged_dot_counts_each_row_once() -> None:
     T, E, D, F = 24, 4, 8, 16
-    fn = lambda x, w, sizes: lax.ragged_dot(x, w, sizes)  # noqa: E731
+    fn = lambda x, w, sizes: lax.ragged_dot(x, w, sizes)
     assert flops(fn, spec(T, D), spec(E, D, F), spec(E, dtype=I32)) == 2 * T * D * F
 
 
@@ -222,7 +222,7 @@ def test_an_untested_jax_names_the_tested_range(version: str) -> None:
 
 
 def test_data_dependent_branches_are_an_error_that_names_the_line() -> None:
-    fn = lambda p, x: lax.cond(p, jnp.sin, jnp.cos, x)  # noqa: E731
+    fn = lambda p, x: lax.cond(p, jnp.sin, jnp.cos, x)
     with pytest.raises(TraceError, match=r"test_trace.py:\d+: got op 'stablehlo.case'"):
         trace(program(fn, spec(dtype=jnp.bool_), spec(M)))
 

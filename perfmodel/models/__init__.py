@@ -28,7 +28,9 @@ def load_program(model: str, *, seq_len: int | None = None, recompute: str = "fu
     A function is called with `seq_len` and `recompute` if it takes them. Raises ModelError.
     """
     if model.endswith(STABLEHLO):
-        raise ModelError(f"model: got {model}, but StableHLO files are not in this release yet: give package.module:function")
+        raise ModelError(
+            f"model: got {model}, but StableHLO files are not in this release yet: give package.module:function"
+        )
     if ":" in model and not os.path.exists(model):
         return _from_function(model, {"seq_len": seq_len, "recompute": recompute})
     config = read_config(model)
@@ -53,12 +55,12 @@ def _from_function(model: str, options: dict[str, Any]) -> Program:
     except ImportError as error:
         raise ModelError(f"model {model!r}: got {error}, expected an importable module: check the name") from None
     except AttributeError:
-        raise ModelError(f"model {model!r}: got no {attribute!r} in {module_name}, expected a function: check it") from None
+        raise ModelError(
+            f"model {model!r}: got no {attribute!r} in {module_name}, expected a function: check it"
+        ) from None
     taken = inspect.signature(function).parameters if callable(function) else {}
     given = {key: value for key, value in options.items() if key in taken and value is not None}
     program = function(**given) if callable(function) else function
     if not isinstance(program, Program):
-        raise ModelError(
-            f"model {model!r}: got a {type(program).__name__}, expected a perfmodel.Program: return one from the function"
-        )
+        raise ModelError(f"model {model!r}: got a {type(program).__name__}, expected a perfmodel.Program: return one")
     return program

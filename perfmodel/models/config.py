@@ -51,12 +51,48 @@ ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "re
 
 # Fields that change neither shapes nor cost.
 COMMON = frozenset(
-    "_name_or_path architectures attention_dropout attn_pdrop attention_probs_dropout_prob auto_map bos_token_id "
-    "eos_token_id pad_token_id dtype embd_pdrop hidden_dropout classifier_dropout initializer_range "
-    "initializer_factor layer_norm_eps layer_norm_epsilon model_type pretraining_tp reorder_and_upcast_attn resid_pdrop "
-    "rms_norm_eps rope_theta rope_scaling rope_parameters rotary_emb_base scale_attn_by_inverse_layer_idx "
-    "scale_attn_weights summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj "
-    "task_specific_params torch_dtype transformers_version use_cache n_ctx id2label label2id".split()
+    {
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "attention_probs_dropout_prob",
+        "attn_pdrop",
+        "auto_map",
+        "bos_token_id",
+        "classifier_dropout",
+        "dtype",
+        "embd_pdrop",
+        "eos_token_id",
+        "hidden_dropout",
+        "id2label",
+        "initializer_factor",
+        "initializer_range",
+        "label2id",
+        "layer_norm_eps",
+        "layer_norm_epsilon",
+        "model_type",
+        "n_ctx",
+        "pad_token_id",
+        "pretraining_tp",
+        "reorder_and_upcast_attn",
+        "resid_pdrop",
+        "rms_norm_eps",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "rotary_emb_base",
+        "scale_attn_by_inverse_layer_idx",
+        "scale_attn_weights",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "task_specific_params",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
 )
 
 REQUIRED = object()
@@ -151,8 +187,8 @@ def read_config(model: str | Path) -> DecoderConfig:
         close = difflib.get_close_matches(text, preset_names(), n=2, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise ModelError(
-            f"model: got {text!r}, expected one of {', '.join(preset_names())}, the path of a Hugging Face config.json, "
-            f"or package.module:function: {hint}see perfmodel trace --help"
+            f"model: got {text!r}, expected one of {', '.join(preset_names())}, the path of a Hugging Face "
+            f"config.json, or package.module:function: {hint}see perfmodel trace --help"
         )
     try:
         content = path.read_bytes()
@@ -174,18 +210,18 @@ def _json(where: str, content: bytes) -> Mapping[str, Any]:
 
 def parse_config(data: Mapping[str, Any], where: str, *, name: str | None = None) -> DecoderConfig:
     """Turn the fields of a config file into a DecoderConfig."""
-    kind = data.get("model_type")
+    kind = str(data.get("model_type"))
     if kind not in FAMILIES:
         raise ModelError(
-            f"{where}: model_type: got {kind!r}, expected one of {', '.join(FAMILIES)}: other architectures can be given "
-            f"as package.module:function"
+            f"{where}: model_type: got {kind!r}, expected one of {', '.join(FAMILIES)}: other architectures can be "
+            f"given as package.module:function"
         )
     family = FAMILIES[kind]
     _refuse_unknown(data, family, kind, where)
     values = dict(family.fixed)
     for field, (key, default) in family.fields.items():
         if key not in data and default is REQUIRED:
-            raise ModelError(f"{where}: {key}: got nothing, expected a value for a {kind} model: add the field")
+            raise ModelError(f"{where}: {key}: got nothing, expected a value for a {kind} model: add it")
         values[field] = data.get(key, default)
     return _checked(values, family, kind, where, name or where)
 
@@ -220,7 +256,9 @@ def _checked(values: dict[str, Any], family: Family, kind: str, where: str, name
         values["out_bias"] = values["qkv_bias"]
     for field in WHOLE:
         if not isinstance(values[field], int) or isinstance(values[field], bool) or values[field] < 1:
-            raise ModelError(f"{where}: {keys.get(field, field)}: got {values[field]!r}, expected a whole number above 0")
+            raise ModelError(
+                f"{where}: {keys.get(field, field)}: got {values[field]!r}, expected a whole number above 0"
+            )
     _must_divide(values["heads"], values["kv_heads"], keys["heads"], keys.get("kv_heads", "key/value heads"), where)
     if values["activation"] not in ACTIVATIONS:
         raise ModelError(

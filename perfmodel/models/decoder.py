@@ -116,7 +116,8 @@ class Pieces:
 
 def pieces(config: DecoderConfig, recompute: str) -> Pieces:
     """Under `none` and `selective` elementwise kernels save their inputs only, as fused kernels do; `selective` drops
-    the attention core's residuals too; under `full` the whole layer is recomputed and nothing needs wrapping."""
+    the attention core's residuals too; under `full` the whole layer is recomputed and nothing needs wrapping.
+    """
     combine = partial(activated, ACTIVATIONS[config.activation])
     if recompute == "full":
         return Pieces(normalise, rotate, combine, attention)

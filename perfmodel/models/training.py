@@ -86,8 +86,6 @@ def adam(state: Tree, gradients: Tree) -> tuple[Tree, Tree]:
         return w - LEARNING_RATE * (direction + DECAY * w), m, v
 
     moved = jax.tree.map(update, state["master"], state["first"], state["second"], gradients)
-    master, first, second = (
-        jax.tree.map(lambda triple, i=i: triple[i], moved, is_leaf=is_entry) for i in range(3)
-    )
+    master, first, second = (jax.tree.map(lambda triple, i=i: triple[i], moved, is_leaf=is_entry) for i in range(3))
     parameters = jax.tree.map(lambda w: w.astype(COMPUTE), master)
     return parameters, {"master": master, "first": first, "second": second, "step": step}

@@ -10,7 +10,7 @@ from perfmodel.errors import TraceError
 from perfmodel.graph import Graph
 from perfmodel.trace.build import finish
 from perfmodel.trace.program import ROLES, Argument, Program
-from perfmodel.trace.stablehlo import lower
+from perfmodel.trace.stablehlo import lower, tensor_type
 from perfmodel.trace.walk import Hints, RawNode, Walker
 
 __all__ = ["Argument", "Hints", "Program", "trace"]
@@ -25,7 +25,7 @@ def trace(program: Program, *, hints: Hints | None = None) -> Graph:
     leaves = [leaf for argument in program.arguments for leaf in _leaves(argument)]
     module = lower(program)
     walker = Walker(module, hints or Hints())
-    inputs = []
+    inputs: list[tuple[int, str, str]] = []
     for name, role, struct, axes in leaves:
         value = walker.new_value(tuple(struct.shape), _spelling(walker, module, len(inputs)))
         walker.nodes[value] = [
@@ -44,9 +44,10 @@ def _leaves(argument: Argument) -> list[tuple[str, str, Any, tuple[str | None, .
     """(name, role, abstract value, axis names) of every array in an argument."""
     if argument.role not in ROLES:
         raise TraceError(f"argument {argument.name}: got role {argument.role!r}, expected one of {', '.join(ROLES)}")
+    structure: Any
     paths, structure = jax.tree_util.tree_flatten_with_path(argument.tree)
     try:
-        axes = structure.flatten_up_to(argument.axes)
+        axes: list[Any] = structure.flatten_up_to(argument.axes)
     except ValueError as error:
         raise TraceError(
             f"argument {argument.name}: axes do not match the tree ({error}): give a tuple of names per array"
@@ -65,8 +66,6 @@ def _leaves(argument: Argument) -> list[tuple[str, str, Any, tuple[str | None, .
 
 
 def _spelling(walker: Walker, module: Any, index: int) -> str:
-    from perfmodel.trace.stablehlo import tensor_type
-
     (block,) = walker.functions["main"].regions[0].blocks
     return tensor_type(block.arguments[index])[1]
 

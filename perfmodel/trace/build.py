@@ -130,7 +130,8 @@ class _Finisher:
             stepped=stepped,
             linear=raw.linear,
             work=tuple(
-                Work(engine=w.engine, flops=w.flops, dtype=w.dtype, over=spread(w.over), share=w.share) for w in raw.work
+                Work(engine=w.engine, flops=w.flops, dtype=w.dtype, over=spread(w.over), share=w.share)
+                for w in raw.work
             ),
             phase=phase_of(raw.scope),
             scope=raw.scope,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from perfmodel.errors import AxisNameError
 
@@ -71,7 +72,7 @@ class FactorSpace:
         if math.prod(self._size[n] for n in a) != math.prod(self._size[n] for n in b):
             return False
         cuts = sorted({*self._cuts(a), *self._cuts(b)})
-        return all(high % low == 0 for low, high in zip(cuts, cuts[1:], strict=False))
+        return all(high % low == 0 for low, high in pairwise(cuts))
 
     def _cuts(self, nodes: Sequence[int]) -> list[int]:
         product, cuts = 1, [1]

@@ -134,4 +134,6 @@ KINDS: Mapping[str, Kind] = {
 
 # Ops that only hand their operands on.
 TRANSPARENT = frozenset({"stablehlo.optimization_barrier"})
-TRANSPARENT_CALLS = frozenset({"Sharding", "annotate_device_placement", "LayoutConstraint", "MoveToHost", "MoveToDevice"})
+TRANSPARENT_CALLS = frozenset(
+    {"Sharding", "annotate_device_placement", "LayoutConstraint", "MoveToHost", "MoveToDevice"}
+)

@@ -34,7 +34,7 @@ def source_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Sh
 
 
 def slice_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
-    """`dynamic_slice` and `dynamic_update_slice`: dims of equal size are shared; a sliced dim is the large one's own."""
+    """`dynamic_slice` and `dynamic_update_slice`: equal dims are shared, sliced ones are not."""
     large, small = (operands[0], results[0]) if "update" not in op.name else (operands[0], operands[1])
     whole: Dims = tuple((i,) for i in range(len(large)))
     part: Dims = tuple((i,) if large[i] == small[i] else () for i in range(len(large)))
@@ -77,9 +77,7 @@ def scatter_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[S
             summed.append(factor)
         index_dims[index_dim] = update_dims[update_dim] = (factor,)
     whole: Dims = tuple((d,) for d in range(len(table)))
-    return Rule(
-        tuple(sizes), (whole, tuple(index_dims), tuple(update_dims)), (whole,), tuple(summed), tuple(blocked)
-    )
+    return Rule(tuple(sizes), (whole, tuple(index_dims), tuple(update_dims)), (whole,), tuple(summed), tuple(blocked))
 
 
 def top_k_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
@@ -99,8 +97,9 @@ def ragged_dot_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tupl
         return [int(n) for n in match[1].split(",") if n.strip()] if match else []
 
     lhs, rhs = operands[0], operands[1]
-    batch, contract = list(zip(dims("lhs_batching_dimensions"), dims("rhs_batching_dimensions"), strict=True)), list(
-        zip(dims("lhs_contracting_dimensions"), dims("rhs_contracting_dimensions"), strict=True)
+    batch, contract = (
+        list(zip(dims("lhs_batching_dimensions"), dims("rhs_batching_dimensions"), strict=True)),
+        list(zip(dims("lhs_contracting_dimensions"), dims("rhs_contracting_dimensions"), strict=True)),
     )
     groups, ragged = dims("rhs_group_dimensions"), dims("lhs_ragged_dimensions")
     sizes = list(lhs)
@@ -149,10 +148,10 @@ def attributes_of(op: ir.Operation) -> dict[str, tuple[int, ...]]:
         return {"lhs_contracting": tuple(contracting), "group_in_result": (1,) if contracting == ragged else ()}
     if op.name == "stablehlo.convolution":
         conv = stablehlo.ConvDimensionNumbers(op.attributes["dimension_numbers"])
-        dilation = tuple(op.attributes["lhs_dilation"]) if "lhs_dilation" in op.attributes else ()
+        dilation = tuple(ir.DenseI64ArrayAttr(op.attributes["lhs_dilation"])) if "lhs_dilation" in op.attributes else ()
         return {"kernel_output_feature": (conv.kernel_output_feature_dimension,), "lhs_dilation": dilation}
     if op.name == "stablehlo.sort":
         return {"dimension": (ir.IntegerAttr(op.attributes["dimension"]).value,)}
     if op.name == "stablehlo.reduce_window":
-        return {"window": tuple(op.attributes["window_dimensions"])}
+        return {"window": tuple(ir.DenseI64ArrayAttr(op.attributes["window_dimensions"]))}
     return {}

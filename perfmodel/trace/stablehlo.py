@@ -73,14 +73,12 @@ def read_rule(op: ir.Operation) -> Rule | None:
 
 def _mappings(tensors: Sequence[Any]) -> tuple[tuple[tuple[int, ...], ...], ...]:
     return tuple(
-        tuple(
-            tuple(sdy.DimMappingAttr(dim).factor_indices) for dim in sdy.TensorMappingAttr(tensor).dim_mappings
-        )
+        tuple(tuple(sdy.DimMappingAttr(dim).factor_indices) for dim in sdy.TensorMappingAttr(tensor).dim_mappings)
         for tensor in tensors
     )
 
 
-def tensor_type(value: ir.Value) -> tuple[tuple[int, ...], str]:
+def tensor_type(value: Any) -> tuple[tuple[int, ...], str]:
     """Shape and element type of a value; a token or tuple has shape () and type "none"."""
     if not isinstance(value.type, ir.RankedTensorType):
         return (), "none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from jaxlib.mlir import ir
 
@@ -66,7 +66,7 @@ class RawLoop:
 
 
 RawNode: TypeAlias = RawOp | RawLoop
-Environment: TypeAlias = dict[ir.Value, int]
+Environment: TypeAlias = dict[Any, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,9 @@ class Walker:
         self.dtypes: list[str] = []
         self.nodes: list[list[int]] = []
         self.functions = {
-            op.attributes["sym_name"].value: op.operation for op in module.body.operations if "sym_name" in op.attributes
+            ir.StringAttr(op.attributes["sym_name"]).value: op.operation
+            for op in module.body.operations
+            if "sym_name" in op.attributes
         }
         self._uniform: set[int] = set()
         self._constant: set[int] = set()
@@ -143,15 +145,11 @@ class Walker:
 
     # -- single ops ---------------------------------------------------------------------------------------------
 
-    def _op(
-        self, op: ir.Operation, name: str, operands: list[int], scope: str, out: list[RawNode]
-    ) -> list[int]:
+    def _op(self, op: ir.Operation, name: str, operands: list[int], scope: str, out: list[RawNode]) -> list[int]:
         results = [self.new_value(*tensor_type(value)) for value in op.results]
         shapes = tuple(self.shapes[v] for v in operands), tuple(self.shapes[v] for v in results)
-        if name in OWN_RULES:
-            rule = OWN_RULES[name](op, *shapes)
-        else:
-            rule = read_rule(op) or identity_rule(*shapes)
+        own = OWN_RULES.get(name)
+        rule = own(op, *shapes) if own else read_rule(op) or identity_rule(*shapes)
         raw = RawOp(
             kind=name.removeprefix("stablehlo."),
             operands=operands,
@@ -172,9 +170,7 @@ class Walker:
 
     def attach(self, raw: RawOp) -> None:
         """Unify the op's factors with the dims of its operands and results, and loop-sliced dims with the loop."""
-        for value, dims in zip(
-            (*raw.operands, *raw.results), (*raw.rule.operands, *raw.rule.results), strict=True
-        ):
+        for value, dims in zip((*raw.operands, *raw.results), (*raw.rule.operands, *raw.rule.results), strict=True):
             for node, dim in zip(self.nodes[value], dims, strict=False):
                 self.space.unify([node], [raw.nodes[i] for i in dim])
         if raw.kind.startswith("dynamic_"):
@@ -249,7 +245,7 @@ class Walker:
     # -- calls ---------------------------------------------------------------------------------------------------
 
     def _composite(self, op: ir.Operation, operands: list[int], scope: str, out: list[RawNode]) -> list[int]:
-        name = op.attributes["name"].value
+        name = ir.StringAttr(op.attributes["name"]).value
         decomposition = str(op.attributes["decomposition"]).lstrip("@")
         if not name.startswith(KERNEL_PREFIX):
             return self.function(decomposition, operands, scope, out)
@@ -263,7 +259,7 @@ class Walker:
         return results
 
     def _custom_call(self, op: ir.Operation, operands: list[int], scope: str, out: list[RawNode]) -> list[int]:
-        target = op.attributes["call_target_name"].value
+        target = ir.StringAttr(op.attributes["call_target_name"]).value
         if target in ops.TRANSPARENT_CALLS:
             return operands
         return self._op(op, target, operands, scope, out)
@@ -306,9 +302,7 @@ class Walker:
             for a, b in zip(self.nodes[first], self.nodes[other], strict=True):
                 self.space.unify([a], [b])
 
-    def _trip_count(
-        self, condition: ir.Block, body: ir.Block, env: Environment, source: str
-    ) -> tuple[int | None, int]:
+    def _trip_count(self, condition: ir.Block, body: ir.Block, env: Environment, source: str) -> tuple[int | None, int]:
         """Position of the counter among the loop's values, and how often the loop runs."""
         found = _counted(condition, body)
         if found is not None:
@@ -324,7 +318,7 @@ class Walker:
 
 
 def _counted(condition: ir.Block, body: ir.Block) -> tuple[int, int] | None:
-    """(position, trips) of a loop that runs while its counter, which starts at 0 and grows by 1, is below a constant."""
+    """(position, trips) of a loop that runs while its counter, which grows by 1, is below a constant."""
     terminator = condition.operations[len(condition.operations) - 1]
     test = terminator.operands[0].owner
     if not isinstance(test, (ir.Operation, ir.OpView)) or test.operation.name != "stablehlo.compare":
@@ -347,7 +341,7 @@ def _counted(condition: ir.Block, body: ir.Block) -> tuple[int, int] | None:
     return position, max(0, math.ceil(limit - start))
 
 
-def _constant(value: ir.Value) -> float | None:
+def _constant(value: Any) -> float | None:
     owner = value.owner
     if isinstance(owner, ir.Block) or owner.operation.name != "stablehlo.constant":
         return None

@@ -1,0 +1,97 @@
+"""Performance model for JAX programs on AWS Trainium2 and its rivals.
+
+    graph = trace(program)                       # JAX training step -> ops over factors
+    estimate = predict(graph, layout, machine)   # step time, memory, cost, and why
+
+Names are imported when first used, so that `import perfmodel` needs neither JAX nor NumPy.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perfmodel.errors import (
+        AxisNameError,
+        LayoutError,
+        MachineError,
+        ModelError,
+        PerfModelError,
+        StudyError,
+        TraceError,
+    )
+    from perfmodel.estimate import Estimate
+    from perfmodel.graph import Graph, load_graph
+    from perfmodel.layout import Layout
+    from perfmodel.machine import Machine, load_machine
+    from perfmodel.models import load_program
+    from perfmodel.predict import predict
+    from perfmodel.trace import Argument, Hints, Program, trace
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Argument": "trace",
+    "AxisNameError": "errors",
+    "Estimate": "estimate",
+    "Graph": "graph",
+    "Hints": "trace",
+    "Layout": "layout",
+    "LayoutError": "errors",
+    "Machine": "machine",
+    "MachineError": "errors",
+    "ModelError": "errors",
+    "PerfModelError": "errors",
+    "Program": "trace",
+    "StudyError": "errors",
+    "TraceError": "errors",
+    "load_graph": "graph",
+    "load_machine": "machine",
+    "load_program": "models",
+    "predict": "predict",
+    "trace": "trace",
+}
+
+__all__ = [
+    "Argument",
+    "AxisNameError",
+    "Estimate",
+    "Graph",
+    "Hints",
+    "Layout",
+    "LayoutError",
+    "Machine",
+    "MachineError",
+    "ModelError",
+    "PerfModelError",
+    "Program",
+    "StudyError",
+    "TraceError",
+    "load_graph",
+    "load_machine",
+    "load_program",
+    "predict",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'perfmodel' has no attribute {name!r}")
+    value = getattr(import_module(f"perfmodel.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+class _Package(ModuleType):
+    """`perfmodel.trace` is the function, also after its room of the same name was imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

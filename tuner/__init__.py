@@ -1,0 +1,1 @@
+"""Search over parallel layouts: space, objective, exhaustive ranking and Optuna samplers."""
