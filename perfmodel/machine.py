@@ -13,7 +13,7 @@ from perfmodel.errors import MachineError
 from perfmodel.spec_file import CalibrationSpec, MachineSpec, Number, TierCalibration, TierSpec, check_unit, parse_spec
 from perfmodel.topology import Algorithm, Tier
 
-ENGINES = ("tensor", "vector", "memory")
+ENGINES = ("tensor", "attention", "vector", "memory")
 GATHERS = ("all_gather", "reduce_scatter", "all_to_all")
 
 
@@ -36,7 +36,8 @@ class Machine:
     quoted_flops:  published peak that MFU is quoted against [FLOP/s]
     vector_flops:  peak of the elementwise engines [FLOP/s]
     memory_bytes, memory_reserve_bytes: capacity, and the runtime's own share of it [B]
-    efficiency:    reachable share of tensor, vector and memory peaks; 1 without calibration [1]
+    efficiency:    reachable share of the tensor, vector and memory peaks, and of the tensor peak inside marked
+                   attention kernels; 1 without calibration [1]
     overlap:       share of compute time that each class of collective may hide behind [1]
     pipeline_depth: how far the phases of a hierarchical collective overlap [1]
     group_sizes:   sizes of mesh axes that the runtime supports; an axis that is absent may have any
@@ -63,6 +64,19 @@ class Machine:
     facts: Mapping[str, Fact]
     assumptions: tuple[str, ...]
     sources: tuple[str, ...]
+
+
+def check_chips(machine: Machine, chips: int) -> int:
+    """Ranks of `chips` accelerators; raises MachineError unless they fill the fabric evenly."""
+    extents = [extent for tier in machine.tiers for extent in tier.extents if extent]
+    whole = math.prod(extents) // machine.ranks_per_chip
+    if chips < 1 or (whole % chips if chips < whole else chips % whole):
+        fitting = [n for n in range(1, whole) if whole % n == 0]
+        raise MachineError(
+            f"chips: got {chips}, expected {', '.join(map(str, fitting))} or a multiple of {whole} ({machine.title}): "
+            f"change --chips"
+        )
+    return chips * machine.ranks_per_chip
 
 
 def load_machine(name_or_path: str | Path, *, calibrated: bool = True) -> Machine:

@@ -72,7 +72,7 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
     costs = price(structure.plan, sizes, machine)
     time = step_time(costs, sizes, machine)
     memory = memory_use(structure.memory, sizes, machine.memory_reserve_bytes)
-    broken = violations(structure.constraints, layout, sizes, memory.total, machine)
+    broken = violations(graph, structure.constraints, layout, sizes, memory.total, machine)
     return _estimate(graph, layout, machine, costs, time, memory, broken)
 
 
@@ -122,7 +122,12 @@ def _explained(estimate: Estimate) -> Estimate:
     return replace(estimate, reasons=reasons)
 
 
-ENGINES = {"tensor": "matrix engine", "vector": "vector engine", "memory": "memory bandwidth"}
+ENGINES = {
+    "tensor": "matrix engine",
+    "attention": "matrix engine in attention",
+    "vector": "vector engine",
+    "memory": "memory bandwidth",
+}
 LABELS = {
     "tensor": "tensor-parallel collectives",
     "context": "context-parallel collectives",

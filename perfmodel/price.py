@@ -301,7 +301,7 @@ def kernel_seconds(kernel: Compute, evaluate: Evaluator, machine: Machine) -> di
         "memory": evaluate.amount(kernel.bytes) / (machine.memory_bandwidth * machine.efficiency["memory"])
     }
     for (engine, dtype), flops in kernel.flops.items():
-        rate = tensor_rate(machine, dtype) if engine == "tensor" else machine.vector_flops
+        rate = machine.vector_flops if engine == "vector" else tensor_rate(machine, dtype)
         _add(seconds, engine, evaluate.amount(flops) / (rate * machine.efficiency[engine]))
     return seconds
 

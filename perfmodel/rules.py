@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from perfmodel.graph import Graph
 from perfmodel.layout import Layout
 from perfmodel.machine import Machine
 from perfmodel.shard import LocalLoop, LocalNode, LocalOp, ShardedGraph
@@ -57,9 +58,14 @@ def constraints(sharded: ShardedGraph) -> tuple[Constraint, ...]:
 
 
 def violations(
-    rules: Sequence[Constraint], layout: Layout, sizes: Mapping[str, Number], memory: Number, machine: Machine
+    graph: Graph,
+    rules: Sequence[Constraint],
+    layout: Layout,
+    sizes: Mapping[str, Number],
+    memory: Number,
+    machine: Machine,
 ) -> dict[str, Any]:
-    """Masks by rule, True where a layout breaks it."""
+    """Masks by rule, True where a layout breaks it; `rules` are the `constraints` of the sharded graph."""
     broken: dict[str, Any] = {}
     for rule in rules:
         product: Number = 1.0
@@ -70,6 +76,11 @@ def violations(
         broken[name] = np.logical_or(broken.get(name, False), np.mod(float(rule.size), product) != 0.0)
     microbatches = np.asarray(sizes["microbatch"])
     broken["global batch not divisible by dp*fsdp*mb"] = (np.mod(microbatches, 1.0) != 0.0) | (microbatches < 1.0)
+    names = graph.named()
+    if "microbatch" not in names:
+        broken["no dim named microbatch, so dp*fsdp*mb must be the global batch"] = microbatches > 1.0
+    if "batch" not in names:
+        broken["no dim named batch to split over dp*fsdp*mb"] = np.asarray(layout.data * layout.mb) > 1.0
     broken["ranks do not fill whole chips"] = np.mod(layout.ranks, machine.ranks_per_chip) != 0
     for axis in machine.group_sizes:
         broken[f"group of {axis} not supported by {machine.name}"] = unsupported_group(

@@ -122,7 +122,7 @@ class CalibrationSpec(Strict):
 
     machine: Text
     fit: Fit
-    efficiency: dict[Literal["tensor", "vector", "memory"], Number]
+    efficiency: dict[Literal["tensor", "attention", "vector", "memory"], Number]
     overlap: dict[str, Number]
     pipeline_depth: Number
     tiers: list[TierCalibration]

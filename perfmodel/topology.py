@@ -162,9 +162,9 @@ def _wire(kind: str, row: Sequence[Number], tier: Tier, efficiency: float, beyon
     bandwidth: Number = 0.0
     for n, b in zip(row, tier.bandwidth, strict=True):
         ranks = ranks * n
-        bandwidth = bandwidth + b * (n > 1.0)
-    bandwidth = np.maximum(bandwidth, min(tier.bandwidth)) * efficiency
-    reached: Number = np.where(beyond > 1.0, np.maximum(bandwidth, tier.relay), bandwidth)
+        bandwidth = bandwidth + np.where(n > 1.0, b, 0.0)
+    own = np.maximum(bandwidth, min(tier.bandwidth)) * efficiency
+    reached = np.where(beyond > 1.0, np.maximum(own, tier.relay), own)
     per_byte = {
         "all_gather": formulas.gather_seconds_per_byte,
         "reduce_scatter": formulas.gather_seconds_per_byte,

@@ -17,6 +17,9 @@ LEARNING_RATE, BETA1, BETA2, STABILISER, DECAY, CLIP = 3e-4, 0.9, 0.95, 1e-8, 0.
 # Sizes of the trace only: both dims are resized by the layout.
 MICROBATCHES, BATCH = 2, 2
 
+TOKENS_PER_STEP = 2**22
+"""Batch size where the user gives none: 4 Mi tokens, as Llama 2 was pre-trained (Touvron et al. 2023, section 2.2)."""
+
 
 def train_program(config: DecoderConfig, *, seq_len: int, recompute: str = "full") -> Program:
     """One training step as a Program.
@@ -52,6 +55,7 @@ def train_program(config: DecoderConfig, *, seq_len: int, recompute: str = "full
         ),
         donated=("parameters", "optimizer"),
         recompute=recompute,
+        global_batch=max(1, TOKENS_PER_STEP // seq_len),
     )
 
 

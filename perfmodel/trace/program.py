@@ -27,7 +27,11 @@ class Argument:
 class Program:
     """A training step: `fn(*trees)` and how its arguments are named.
 
-    The updated values of the `donated` arguments are the first results, in their order and structure.
+    Dims named `batch` and `microbatch` are resized by the layout: `batch` sequences at a time, in a loop over
+    `microbatch`. The updated values of the `donated` arguments are the first results, in their order and structure.
+
+    recompute:    the policy that `fn` was built with
+    global_batch: sequences per step where the user gives none; None for the traced sizes of those two dims
     """
 
     name: str
@@ -35,3 +39,4 @@ class Program:
     arguments: tuple[Argument, ...]
     donated: tuple[str, ...] = ()
     recompute: str = "none"
+    global_batch: int | None = None
