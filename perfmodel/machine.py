@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from perfmodel.catalog import read_calibration, read_machine
 from perfmodel.errors import MachineError
-from perfmodel.spec_file import CalibrationSpec, MachineSpec, Number, TierCalibration, TierSpec, check_unit, parse_spec
+from perfmodel.spec_file import (
+    CalibrationSpec,
+    MachineSpec,
+    TierCalibration,
+    TierSpec,
+    dimension_of,
+    finite_ranks,
+    numbers,
+    parse_calibration,
+    parse_machine,
+)
 from perfmodel.topology import Algorithm, Tier
+from perfmodel.units import to_si
 
 ENGINES = ("tensor", "attention", "vector", "memory")
 GATHERS = ("all_gather", "reduce_scatter", "all_to_all")
@@ -68,79 +77,63 @@ class Machine:
 
 def check_chips(machine: Machine, chips: int) -> int:
     """Ranks of `chips` accelerators; raises MachineError unless they fill the fabric evenly."""
-    extents = [extent for tier in machine.tiers for extent in tier.extents if extent]
-    whole = math.prod(extents) // machine.ranks_per_chip
-    if chips < 1 or (whole % chips if chips < whole else chips % whole):
-        fitting = [n for n in range(1, whole) if whole % n == 0]
-        raise MachineError(
-            f"chips: got {chips}, expected {', '.join(map(str, fitting))} or a multiple of {whole} ({machine.title}): "
-            f"change --chips"
-        )
+    whole = max(finite_ranks(tier.extents for tier in machine.tiers) // machine.ranks_per_chip, 1)
+    unbounded = 0 in machine.tiers[-1].extents
+    if chips < 1 or (whole % chips if chips < whole else chips % whole) or (chips > whole and not unbounded):
+        fitting = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
+        more = f" or a multiple of {whole}" if unbounded else ""
+        raise MachineError(f"chips: got {chips}, expected {fitting}{more} ({machine.title}): change --chips")
     return chips * machine.ranks_per_chip
 
 
 def load_machine(name_or_path: str | Path, *, calibrated: bool = True) -> Machine:
-    """Read a machine by name or from a TOML file; `calibrated=False` leaves a pure roofline.
+    """Read a shipped machine by name, or one from a TOML file with the calibration beside it, `NAME.calibration.toml`.
 
+    `calibrated=False` leaves a pure roofline, as does the lack of a calibration; `assumptions` says so.
     Raises MachineError with the path of the fault.
     """
     where, data = read_machine(name_or_path)
-    spec: MachineSpec = parse_spec(MachineSpec, data, where)
-    found = read_calibration(spec.name) if calibrated else None
-    calibration: CalibrationSpec | None = parse_spec(CalibrationSpec, found[1], found[0]) if found else None
-    return _machine(spec, calibration, where)
+    spec = parse_machine(data, where)
+    found = read_calibration(name_or_path) if calibrated else None
+    calibration = parse_calibration(found[1], found[0], spec) if found else None
+    return _machine(spec, calibration, _gaps(spec, calibration, calibrated))
 
 
-def numbers(spec: MachineSpec | CalibrationSpec) -> Iterator[tuple[str, Number]]:
-    """Every number of a file with its dotted path; tiers and algorithms go by their name."""
-    yield from _numbers("", spec)
-
-
-def _numbers(path: str, node: Any) -> Iterator[tuple[str, Number]]:
-    if isinstance(node, Number):
-        yield path, node
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            yield from _numbers(f"{path}.{key}".lstrip("."), value)
-    elif isinstance(node, list):
-        for item in node:
-            yield from _numbers(f"{path}.{getattr(item, 'name', '')}".rstrip("."), item)
-    elif hasattr(node, "model_fields"):
-        for key in type(node).model_fields:
-            yield from _numbers(f"{path}.{key}".lstrip("."), getattr(node, key))
+def _gaps(spec: MachineSpec, calibration: CalibrationSpec | None, wanted: bool) -> tuple[str, ...]:
+    """What lacks a calibration, in words."""
+    if calibration is None:
+        state = "is not calibrated" if wanted else "is taken without its calibration"
+        return (f"{spec.name} {state}: a pure roofline, no overlap",)
+    known = {tier.name for tier in calibration.tiers}
+    return tuple(
+        f"tier {tier.name} of {spec.name} is not calibrated: collectives reach its full bandwidth"
+        for tier in spec.tiers
+        if tier.name not in known
+    )
 
 
 class _Reader:
-    """Numbers of a file in SI, by dotted path."""
+    """Numbers of a file in SI, by dotted path; lists stay with the facts."""
 
-    def __init__(self, spec: MachineSpec | CalibrationSpec, where: str) -> None:
+    def __init__(self, spec: MachineSpec | CalibrationSpec) -> None:
         self.facts: dict[str, Fact] = {}
         self.si: dict[str, float] = {}
         for path, number in numbers(spec):
-            if path.startswith("checks"):
-                continue
-            factor = check_unit(path, number, where)
             self.facts[path] = Fact(**number.model_dump())
-            if isinstance(number.value, list):
-                continue
-            if not math.isfinite(number.value) or number.value < 0:
-                raise MachineError(f"{where}: {path}.value: got {number.value}, expected a number of at least 0")
-            self.si[path] = number.value * factor
+            if not isinstance(number.value, list):
+                self.si[path] = to_si(number.value, number.unit, dimension_of(path))
 
     def table(self, prefix: str) -> dict[str, float]:
         """Numbers directly under a path."""
         return {path.removeprefix(prefix + "."): x for path, x in self.si.items() if path.startswith(prefix + ".")}
 
 
-def _machine(spec: MachineSpec, calibration: CalibrationSpec | None, where: str) -> Machine:
-    read = _Reader(spec, where)
-    fitted = _Reader(calibration, f"calibrations/{spec.name}.toml") if calibration else None
-    ranks = int(read.si["chip.ranks"])
-    if ranks < 1:
-        raise MachineError(f"{where}: chip.ranks.value: got {ranks}, expected at least 1")
+def _machine(spec: MachineSpec, calibration: CalibrationSpec | None, gaps: tuple[str, ...]) -> Machine:
+    read = _Reader(spec)
+    fitted = _Reader(calibration) if calibration else None
+    ranks = spec.chip.ranks.value
     measured = {tier.name: tier for tier in calibration.tiers} if calibration else {}
     facts = {**read.facts, **({f"calibration.{k}": v for k, v in fitted.facts.items()} if fitted else {})}
-    uncalibrated = () if calibration else (f"{spec.name} is not calibrated: a pure roofline, no overlap",)
     return Machine(
         name=spec.name,
         title=spec.title,
@@ -151,17 +144,17 @@ def _machine(spec: MachineSpec, calibration: CalibrationSpec | None, where: str)
         memory_bytes=read.si["chip.memory"] / ranks,
         memory_reserve_bytes=read.si["chip.memory_reserve"] / ranks,
         memory_bandwidth=read.si["chip.memory_bandwidth"] / ranks,
-        efficiency={**dict.fromkeys(ENGINES, 1.0), **(fitted.table("efficiency") if fitted else {})},
+        efficiency=fitted.table("efficiency") if fitted else dict.fromkeys(ENGINES, 1.0),
         overlap=fitted.table("overlap") if fitted else {},
         kernel_launch_seconds=read.si["chip.kernel_launch"],
         step_overhead_seconds=read.si["chip.step_overhead"],
         tiers=tuple(_tier(tier, measured.get(tier.name), read, fitted, ranks) for tier in spec.tiers),
         pipeline_depth=fitted.si["pipeline_depth"] if fitted else 1.0,
-        group_sizes={axis: tuple(_integers(number)) for axis, number in spec.groups.items()},
-        usd_per_chip_hour=read.si["price.instance"] / read.si["price.chips"],
+        group_sizes={axis: tuple(number.value) for axis, number in spec.groups if number},
+        usd_per_chip_hour=read.si["price.instance"] / spec.price.chips.value,
         watts_per_chip=read.si["power.chip"],
         facts=facts,
-        assumptions=(*spec.assumptions, *uncalibrated),
+        assumptions=(*spec.assumptions, *gaps),
         sources=tuple(sorted({fact.source for fact in facts.values()})),
     )
 
@@ -170,24 +163,23 @@ def _tier(spec: TierSpec, measured: TierCalibration | None, read: _Reader, fitte
     path = f"tiers.{spec.name}"
     share = ranks if spec.per == "chip" else 1
     bandwidth = read.si[f"{path}.link"] * read.si[f"{path}.links"] / share
-    extents = tuple(_integers(spec.extents))
-    algorithms: list[Algorithm] = []
-    if fitted is not None and measured is not None:
-        algorithms = [
+    latency = read.si[f"{path}.latency"]
+    algorithms: tuple[Algorithm, ...]
+    if fitted is None or measured is None:
+        algorithms = (Algorithm(name="recursive", latency=latency, efficiency=dict.fromkeys(GATHERS, 1.0)),)
+    else:
+        algorithms = tuple(
             _algorithm(algorithm.name, f"{path}.algorithms.{algorithm.name}", fitted)
             for algorithm in measured.algorithms
-        ]
-    latency = read.si[f"{path}.latency"]
-    ideal = Algorithm(name="recursive", latency=latency, efficiency=dict.fromkeys(GATHERS, 1.0))
-    relay = fitted.si[f"{path}.relay"] if fitted and measured and measured.relay else 0.0
+        )
     return Tier(
         name=spec.name,
         kind=spec.kind,
-        extents=extents,
-        bandwidth=(bandwidth,) * len(extents),
-        relay=relay,
+        extents=tuple(spec.extents.value),
+        bandwidth=(bandwidth,) * len(spec.extents.value),
+        relay=fitted.si.get(f"{path}.relay", 0.0) if fitted else 0.0,
         latency=latency,
-        algorithms=tuple(algorithms) or (ideal,),
+        algorithms=algorithms,
     )
 
 
@@ -197,7 +189,3 @@ def _algorithm(name: str, path: str, fitted: _Reader) -> Algorithm:
         latency=fitted.si[f"{path}.latency"],
         efficiency={kind: fitted.si[f"{path}.{kind}"] for kind in GATHERS},
     )
-
-
-def _integers(number: Number) -> list[int]:
-    return number.value if isinstance(number.value, list) else [int(number.value)]

@@ -3,7 +3,8 @@
 The fabric is a list of tiers, innermost first; a torus tier has several dims. An axis of `size` ranks whose
 neighbours are `stride` ranks apart spreads over the dims in order: dim k, which ends after reach_k ranks, takes
 clip(reach_k / stride, 1, size) ranks in all. A collective runs dim by dim, the inner ones shrinking the bytes that
-the outer ones carry; its phases are pipelined with a given depth.
+the outer ones carry; its phases are pipelined with a given depth. All groups of an axis communicate at once, so a
+group that covers part of a torus dim has neither the links between groups nor those that it shares.
 """
 
 from __future__ import annotations
@@ -98,16 +99,29 @@ def split_group(size: Number, stride: Number, tiers: Sequence[Tier]) -> list[lis
     return parts
 
 
+def hops(stride: Number, tiers: Sequence[Tier]) -> list[list[Number]]:
+    """Places along each dim of each tier from a rank of a group to the next, where the group spans the dim [1]."""
+    reach: Number = 1.0
+    apart: list[list[Number]] = []
+    for tier in tiers:
+        row: list[Number] = []
+        for extent in tier.extents:
+            row.append(np.maximum(stride / reach, 1.0))
+            reach = reach * extent if extent else np.inf
+        apart.append(row)
+    return apart
+
+
 def axis_cost(kind: str, size: Number, stride: Number, machine: Machine) -> AxisCost:
     """Cost of a collective over a mesh axis; `size` and `stride` in ranks, scalars or arrays."""
     size, stride = np.asarray(size, dtype=np.float64), np.asarray(stride, dtype=np.float64)
-    parts = split_group(size, stride, machine.tiers)
+    dims = _dims(size, stride, machine.tiers)
     if kind == "permute":
-        return AxisCost((_permute(parts, size, machine.tiers),))
+        return AxisCost((_permute(dims, machine.tiers),))
     if kind == "all_reduce":
-        halves = [AxisCost(_alternatives(half, parts, machine)) for half in ("reduce_scatter", "all_gather")]
+        halves = [AxisCost(_alternatives(half, dims, machine)) for half in ("reduce_scatter", "all_gather")]
         return halves[0] + halves[1]
-    return AxisCost(_alternatives(kind, parts, machine))
+    return AxisCost(_alternatives(kind, dims, machine))
 
 
 def collective_seconds(kind: str, bytes: Number, size: Number, stride: Number, machine: Machine) -> Number:
@@ -115,55 +129,77 @@ def collective_seconds(kind: str, bytes: Number, size: Number, stride: Number, m
     return axis_cost(kind, size, stride, machine).seconds(bytes)
 
 
-def _alternatives(kind: str, parts: Sequence[Sequence[Number]], machine: Machine) -> tuple[tuple[Number, Number], ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Dim:
+    """A group along one dim: ranks, places from one to the next, the dim's ranks and bandwidth."""
+
+    ranks: Number
+    apart: Number
+    extent: int
+    bandwidth: float
+
+
+def _dims(size: Number, stride: Number, tiers: Sequence[Tier]) -> list[list[_Dim]]:
+    rows = zip(tiers, split_group(size, stride, tiers), hops(stride, tiers), strict=True)
+    return [
+        [
+            _Dim(ranks=n, apart=s, extent=k, bandwidth=b)
+            for n, s, k, b in zip(parts, apart, tier.extents, tier.bandwidth, strict=True)
+        ]
+        for tier, parts, apart in rows
+    ]
+
+
+def _alternatives(kind: str, dims: Sequence[Sequence[_Dim]], machine: Machine) -> tuple[tuple[Number, Number], ...]:
     count = max(len(tier.algorithms) for tier in machine.tiers)
-    return tuple(_alternative(kind, i, parts, machine) for i in range(count))
+    return tuple(_alternative(kind, i, dims, machine) for i in range(count))
 
 
-def _alternative(kind: str, choice: int, parts: Sequence[Sequence[Number]], machine: Machine) -> tuple[Number, Number]:
+def _alternative(kind: str, choice: int, dims: Sequence[Sequence[_Dim]], machine: Machine) -> tuple[Number, Number]:
     """(latency, seconds per byte) when every tier runs its `choice`-th algorithm (or its last)."""
     latency: Number = 0.0
     total: Number = 0.0
     longest: Number = 0.0
     inner: Number = 1.0
-    outside = _outside(parts)
-    for tier, row, beyond in zip(machine.tiers, parts, outside, strict=True):
+    outside = _outside(dims)
+    for tier, row, beyond in zip(machine.tiers, dims, outside, strict=True):
         algorithm = tier.algorithms[min(choice, len(tier.algorithms) - 1)]
-        latency = latency + algorithm.latency * sum(STEPS[algorithm.name](n) for n in row)
+        latency = latency + algorithm.latency * sum(STEPS[algorithm.name](dim.ranks) for dim in row)
         phase = _wire(kind, row, tier, algorithm.efficiency[kind], beyond)
         phase = phase if kind == "all_to_all" else phase / inner
         total, longest = total + phase, np.maximum(longest, phase)
-        for n in row:
-            inner = inner * n
+        for dim in row:
+            inner = inner * dim.ranks
     return latency, longest + (total - longest) / machine.pipeline_depth
 
 
-def _outside(parts: Sequence[Sequence[Number]]) -> list[Number]:
+def _outside(dims: Sequence[Sequence[_Dim]]) -> list[Number]:
     """How many times the group repeats beyond each tier."""
     beyond: list[Number] = []
     product: Number = 1.0
-    for row in reversed(parts):
+    for row in reversed(dims):
         beyond.append(product)
-        for n in row:
-            product = product * n
+        for dim in row:
+            product = product * dim.ranks
     return beyond[::-1]
 
 
-def _wire(kind: str, row: Sequence[Number], tier: Tier, efficiency: float, beyond: Number) -> Number:
+def _wire(kind: str, row: Sequence[_Dim], tier: Tier, efficiency: float, beyond: Number) -> Number:
     """Seconds per byte of one tier. A torus uses the links of all the dims that the group spans; inside a larger
     group a tier may relay faster than it runs collectives of its own.
     """
+    lanes = [_lane(dim, tier) for dim in row]
     if kind == "all_to_all" and tier.kind == "torus":
         slowest: Number = 0.0
-        for n, b in zip(row, tier.bandwidth, strict=True):
-            slowest = np.maximum(slowest, formulas.all_to_all_ring_seconds_per_byte(n, b * efficiency))
+        for dim, lane in zip(row, lanes, strict=True):
+            slowest = np.maximum(slowest, formulas.all_to_all_ring_seconds_per_byte(dim.ranks, lane * efficiency))
         return slowest
     ranks: Number = 1.0
     bandwidth: Number = 0.0
-    for n, b in zip(row, tier.bandwidth, strict=True):
-        ranks = ranks * n
-        bandwidth = bandwidth + np.where(n > 1.0, b, 0.0)
-    own = np.maximum(bandwidth, min(tier.bandwidth)) * efficiency
+    for dim, lane in zip(row, lanes, strict=True):
+        ranks = ranks * dim.ranks
+        bandwidth = bandwidth + np.where(dim.ranks > 1.0, lane, 0.0)
+    own = np.where(ranks > 1.0, bandwidth, min(tier.bandwidth)) * efficiency
     reached = np.where(beyond > 1.0, np.maximum(own, tier.relay), own)
     per_byte = {
         "all_gather": formulas.gather_seconds_per_byte,
@@ -173,16 +209,29 @@ def _wire(kind: str, row: Sequence[Number], tier: Tier, efficiency: float, beyon
     return per_byte[kind](ranks, reached)
 
 
-def _permute(parts: Sequence[Sequence[Number]], size: Number, tiers: Sequence[Tier]) -> tuple[Number, Number]:
+def _lane(dim: _Dim, tier: Tier) -> Number:
+    """Bandwidth along a dim that a rank has while every group of the mesh axis is at work."""
+    if tier.kind == "switch":
+        return dim.bandwidth
+    return formulas.ring_bandwidth(dim.ranks, dim.apart, dim.extent, dim.bandwidth)
+
+
+def _permute(dims: Sequence[Sequence[_Dim]], tiers: Sequence[Tier]) -> tuple[Number, Number]:
     """A send to the next rank along the axis: the slowest tier that some neighbours are apart by."""
     latency: Number = 0.0
     per_byte: Number = 0.0
-    for tier, row in zip(tiers, parts, strict=True):
-        directions = 2.0 if tier.kind == "torus" else 1.0  # a shift uses one direction of a ring
-        for n, b in zip(row, tier.bandwidth, strict=True):
-            per_byte = np.maximum(per_byte, formulas.permute_seconds_per_byte(n, b / directions))
-            latency = np.maximum(latency, tier.latency * np.minimum(n - 1.0, 1.0))
+    for tier, row in zip(tiers, dims, strict=True):
+        for dim in row:
+            per_byte = np.maximum(per_byte, _shift(dim, tier))
+            latency = np.maximum(latency, tier.latency * np.minimum(dim.ranks - 1.0, 1.0))
     return latency, per_byte
+
+
+def _shift(dim: _Dim, tier: Tier) -> Number:
+    """Seconds per byte of a send to the next rank along a dim."""
+    if tier.kind == "switch":
+        return formulas.permute_seconds_per_byte(dim.ranks, dim.bandwidth)
+    return formulas.permute_ring_seconds_per_byte(dim.ranks, dim.apart, dim.extent, dim.bandwidth)
 
 
 def unsupported_group(axis: str, size: Number, machine: Machine) -> NDArray[np.bool_]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 GIB = 2.0**30
 DIMENSIONS: Mapping[str, Mapping[str, float]] = {
@@ -22,30 +23,43 @@ def to_si(value: float, unit: str, dimension: str) -> float:
     return value * DIMENSIONS[dimension][unit]
 
 
+SECONDS = (("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3), ("s", 1.0))
+BYTES = (("B", 1.0), ("KiB", 2.0**10), ("MiB", 2.0**20), ("GiB", GIB), ("TiB", 2.0**40))
+COUNTS = (("", 1.0), ("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12), ("P", 1e15), ("E", 1e18))
+
+
 def format_seconds(seconds: float) -> str:
     """Three significant digits with a fitting unit: `2.41 s`, `31.0 ms`, `12.5 us`."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size:
-            return f"{_three(seconds / size)} {unit}"
-    return f"{seconds / 1e-9:.3g} ns" if seconds else "0 s"
+    number, unit = _scaled(seconds, SECONDS)
+    return f"{number} {unit}" if seconds else "0 s"
 
 
 def format_bytes(size: float) -> str:
-    """Binary units, as memory is printed: `23.4 GiB`."""
-    for unit, factor in (("TiB", 2.0**40), ("GiB", GIB), ("MiB", 2.0**20), ("KiB", 2.0**10)):
-        if size >= factor:
-            return f"{_three(size / factor)} {unit}"
-    return f"{size:.0f} B"
+    """Binary units, as memory is printed: `23.4 GiB`; whole bytes below 1 KiB."""
+    number, unit = _scaled(size, BYTES)
+    return f"{size:.0f} B" if unit == "B" else f"{number} {unit}"
 
 
 def format_count(count: float, unit: str = "") -> str:
     """Decimal prefixes, as rates and FLOPs are printed: `70.6 G`, `4.93 PFLOP`."""
-    for prefix, factor in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(count) >= factor:
-            return f"{_three(count / factor)} {prefix}{unit}"
-    return f"{count:.3g} {unit}".strip()
+    number, prefix = _scaled(count, COUNTS)
+    return f"{number} {prefix}{unit}".strip()
+
+
+def _scaled(number: float, scale: Sequence[tuple[str, float]]) -> tuple[str, str]:
+    """A number in the first unit in which it does not round up to the next; infinities and NaN in no prefix."""
+    if not math.isfinite(number):
+        return str(float(number)), next(unit for unit, factor in scale if factor == 1.0)
+    unit, factor = scale[0]
+    for larger, step in scale[1:]:
+        if round(abs(number) / factor) < round(step / factor):
+            break
+        unit, factor = larger, step
+    scaled = number / factor
+    return (f"{scaled:.3g}" if factor == scale[0][1] else _three(scaled)), unit
 
 
 def _three(number: float) -> str:
-    digits = 2 if number < 10 else 1 if number < 100 else 0
+    size = abs(number)
+    digits = 2 if round(size, 2) < 10 else 1 if round(size, 1) < 100 else 0
     return f"{number:.{digits}f}"

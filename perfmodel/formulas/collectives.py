@@ -2,8 +2,9 @@
 
 Symbols: n ranks in the group; V bytes of the full buffer on a rank (all-gather: its output, reduce-scatter: its
 input, all-reduce and all-to-all: the buffer, permute: the message); b bandwidth of one rank in one direction [B/s];
-a latency of a step [s]. Each function returns the wire time per byte of V [s/B] or a number of steps [1] and
-broadcasts over its arguments. At n = 1 all of them are 0 by their formula.
+a latency of a step [s]. On a ring: k ranks in all, s places from a rank of the group to the next. Each function
+returns the wire time per byte of V [s/B], a number of steps [1] or a bandwidth [B/s], and broadcasts over its
+arguments. At n = 1 times and steps are 0 by their formula.
 """
 
 from __future__ import annotations
@@ -43,15 +44,36 @@ def all_to_all_switch_seconds_per_byte(n: Number, b: Number) -> Number:
     return (n - 1.0) / (n * b)
 
 
-def all_to_all_ring_seconds_per_byte(k: Number, b: Number) -> Number:
-    """Wire time of all-to-all over one torus dim of k ranks per byte of V: (k^2 - 1) / (4 k b) for odd k, k / (4 b)
-    for even k, taken as (k - 1/k) / (4 b) [s/B], with b both directions of the ring together.
+def all_to_all_ring_seconds_per_byte(n: Number, b: Number) -> Number:
+    """Wire time of all-to-all over one torus dim per byte of V: n / (4 b) for even n, (n^2 - 1) / (4 n b) for odd n,
+    and never less than the (n - 1) / (n b) that a rank injects [s/B], with b both directions of the ring together.
 
-    The hottest link of a ring of k carries k/8 of V in each direction (bisection). Source: JAX scaling book, ch. 3.
+    Each rank's n messages of V/n travel n^2/4 hops in all (odd n: (n^2 - 1)/4), balanced over the two directions.
+    Source: JAX scaling book, ch. 3, for the even case.
     """
-    return (k - 1.0 / k) / (4.0 * b)
+    odd = n - 2.0 * np.floor(n / 2.0)
+    return np.maximum((n * n - odd) / (4.0 * n), (n - 1.0) / n) / b
+
+
+def ring_bandwidth(n: Number, s: Number, k: Number, b: Number) -> Number:
+    """Bandwidth of a rank for a group of n ranks, s places apart, on a ring of k whose other ranks do the same:
+    b / s where the group closes the ring (n s = k), else b / (2 s) [B/s], with b both directions together.
+
+    A group that does not close the ring is a line: its ends have one neighbour. Between neighbours s places apart lie
+    s - 1 ranks of other groups, which share the links.
+    """
+    return np.where(n * s > k - 0.5, b, b / 2.0) / s
 
 
 def permute_seconds_per_byte(n: Number, b: Number) -> Number:
     """Wire time of a permute per byte: 1/b, and 0 where the group is a single rank [s/B]."""
     return np.minimum(n - 1.0, 1.0) / b
+
+
+def permute_ring_seconds_per_byte(n: Number, s: Number, k: Number, b: Number) -> Number:
+    """Wire time per byte of a permute to the rank s places on, along a ring of k: max(1, s (k - s) / k) 2/b [s/B],
+    with b both directions together.
+
+    A shift by one place uses one direction. Longer ones go both ways round, s (k - s) / k links a byte and direction.
+    """
+    return np.minimum(n - 1.0, 1.0) * np.maximum(s * (k - s) / k, 1.0) * 2.0 / b
