@@ -105,7 +105,7 @@ def test_steps_double_the_gathered_part_or_add_one_part_each(n: int) -> None:
     assert formulas.ring_steps(n) == len(range(1, n))
 
 
-@pytest.mark.parametrize("name", WIRE.keys() | STEPS.keys())
+@pytest.mark.parametrize("name", [*WIRE, *STEPS])
 def test_a_single_rank_needs_no_time_and_no_steps(name: str) -> None:
     assert call(FORMULAS[name], n=1.0, b=3.0, **RING) == 0.0
 
@@ -121,7 +121,7 @@ def test_large_groups_take_in_the_whole_buffer(name: str) -> None:
     assert WIRE[name](1e9, 4.0) == pytest.approx(1 / 4.0, rel=1e-8)
 
 
-@pytest.mark.parametrize("name", WIRE.keys() | STEPS.keys())
+@pytest.mark.parametrize("name", [*WIRE, *STEPS])
 def test_more_ranks_never_take_less_time(name: str) -> None:
     n = np.arange(1.0, 65.0)
     assert np.all(np.diff(call(FORMULAS[name], n=n, b=1.0, s=1.0, k=64.0)) >= 0.0)

@@ -6,9 +6,12 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
+from collections.abc import Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from perfmodel.errors import ModelError
+from perfmodel.errors import ModelError, PerfModelError
 from perfmodel.models.config import DecoderConfig, preset_names, read_config
 
 if TYPE_CHECKING:
@@ -22,11 +25,16 @@ LONGEST = 8192
 STABLEHLO = (".mlir", ".mlirbc", ".stablehlo", ".vhlo", ".bin")
 
 
+OURS = (__file__, str(importlib.__file__), "<")
+"""Where frames between a user's code and this module lie."""
+
+
 def load_program(model: str, *, seq_len: int | None = None, recompute: str = "full") -> Program:
     """The training step of a preset, a Hugging Face config.json, or `package.module:function`.
 
-    A function is called with `seq_len` and `recompute` if it takes them. Raises ModelError.
+    A function is called with `seq_len` (where it is given) and `recompute` if it takes them. Raises ModelError.
     """
+    _check_options(seq_len, recompute)
     if model.endswith(STABLEHLO):
         raise ModelError(
             f"model: got {model}, but StableHLO files are not in this release yet: give package.module:function"
@@ -37,30 +45,76 @@ def load_program(model: str, *, seq_len: int | None = None, recompute: str = "fu
     length = seq_len or min(config.positions, LONGEST)
     if length > config.positions and not config.rotary:
         raise ModelError(
-            f"{config.name}: got sequence length {length}, expected at most {config.positions}, the positions it learns"
+            f"{config.name}: got sequence length {length}, expected at most {config.positions}, the positions it "
+            f"learns: give a shorter one"
         )
     from perfmodel.models.training import train_program  # JAX, which reading a config does not need
 
     return train_program(config, seq_len=length, recompute=recompute)
 
 
-def _from_function(model: str, options: dict[str, Any]) -> Program:
-    from perfmodel.trace.program import Program
+def _check_options(seq_len: int | None, recompute: str) -> None:
+    from perfmodel.layout import RECOMPUTE  # NumPy, which naming the presets does not need
+
+    if seq_len is not None and (not isinstance(seq_len, int) or isinstance(seq_len, bool) or seq_len < 1):
+        raise ModelError(f"sequence length: got {seq_len!r}, expected a whole number above 0: give one, or none")
+    if recompute not in RECOMPUTE:
+        raise ModelError(f"recompute: got {recompute!r}, expected one of {', '.join(RECOMPUTE)}: choose one")
+
+
+def _from_function(model: str, options: Mapping[str, Any]) -> Program:
+    from perfmodel.trace.program import Program  # JAX, as above
 
     module_name, _, attribute = model.partition(":")
+    module = _imported(model, module_name)
+    if not hasattr(module, attribute):
+        raise ModelError(f"model {model!r}: got no {attribute!r} in {module_name}, expected a function: check the name")
+    function = getattr(module, attribute)
+    try:
+        given = _taken(model, function, options)
+        program = function(**given) if callable(function) else function
+    except PerfModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"model {model!r}: got {_told(error)} from {attribute}, expected a Program: mend it"
+        ) from error
+    if not isinstance(program, Program):
+        got = type(program).__name__
+        raise ModelError(f"model {model!r}: got something of type {got}, expected a perfmodel.Program: return one")
+    return program
+
+
+def _imported(model: str, name: str) -> ModuleType:
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` does, so that a user's own module is found
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ModelError(f"model {model!r}: got {name!r}, expected the dotted name of a module: check it")
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise ModelError(f"model {model!r}: got {error}, expected an importable module: check the name") from None
-    except AttributeError:
+        return importlib.import_module(name)
+    except PerfModelError:
+        raise
+    except Exception as error:
+        absent = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
+        advice = "check the name, and the folder you are in" if absent else "mend it"
         raise ModelError(
-            f"model {model!r}: got no {attribute!r} in {module_name}, expected a function: check it"
-        ) from None
-    taken = inspect.signature(function).parameters if callable(function) else {}
-    given = {key: value for key, value in options.items() if key in taken and value is not None}
-    program = function(**given) if callable(function) else function
-    if not isinstance(program, Program):
-        raise ModelError(f"model {model!r}: got a {type(program).__name__}, expected a perfmodel.Program: return one")
-    return program
+            f"model {model!r}: got {_told(error)} on importing {name}, expected a module: {advice}"
+        ) from error
+
+
+def _taken(model: str, function: object, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a function takes; a sequence length that it does not take is an error."""
+    parameters = inspect.signature(function).parameters if callable(function) else {}
+    every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    given = {key: value for key, value in options.items() if value is not None}
+    if "seq_len" in given and not every and "seq_len" not in parameters:
+        raise ModelError(f"model {model!r}: got sequence length {given['seq_len']}, expected none: it takes no seq_len")
+    return {key: value for key, value in given.items() if every or key in parameters}
+
+
+def _told(error: Exception) -> str:
+    """An exception of a user's code on one line: its type, its message's first line, and where it was raised."""
+    message = (str(error).splitlines() or [""])[0]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(OURS)]
+    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {message}{where}"

@@ -1,4 +1,8 @@
-"""A decoder-only transformer in plain JAX, described by a DecoderConfig; only shapes, never weights."""
+"""A decoder-only transformer in plain JAX, described by a DecoderConfig; only shapes, never weights.
+
+Constants that change no shape, the norms' epsilon and the rotary base, are the same for every model, whatever its
+config says: no cost depends on them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from perfmodel.layout import RECOMPUTE
 from perfmodel.models.attention import attention
 from perfmodel.models.config import DecoderConfig
 
@@ -118,6 +123,7 @@ def pieces(config: DecoderConfig, recompute: str) -> Pieces:
     """Under `none` and `selective` elementwise kernels save their inputs only, as fused kernels do; `selective` drops
     the attention core's residuals too; under `full` the whole layer is recomputed and nothing needs wrapping.
     """
+    assert recompute in RECOMPUTE, recompute
     combine = partial(activated, ACTIVATIONS[config.activation])
     if recompute == "full":
         return Pieces(normalise, rotate, combine, attention)

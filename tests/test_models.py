@@ -1,0 +1,601 @@
+"""The reference models compute what a transformer computes, and cost what a derivation by hand says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf, log_softmax, softmax
+
+from perfmodel.graph import Graph, Loop
+from perfmodel.models import DecoderConfig, load_program, read_config
+from perfmodel.models.attention import attention
+from perfmodel.models.decoder import ACTIVATIONS, EPSILON, ROPE_BASE, layout_of, loss, normalise, rotate
+from perfmodel.models.training import (
+    BATCH,
+    BETA1,
+    BETA2,
+    CLIP,
+    DECAY,
+    LEARNING_RATE,
+    MICROBATCHES,
+    STABILISER,
+    TOKENS_PER_STEP,
+    accumulate,
+    adam,
+    train_program,
+)
+from perfmodel.trace import trace
+
+Array: TypeAlias = Any  # of NumPy or JAX
+Tree: TypeAlias = Any
+
+V, D, L, KV, G, H, F = 52, 32, 3, 2, 3, 8, 40
+"""Vocabulary, width, layers, key/value heads, queries per key/value head, head width, inner width."""
+POSITIONS, S = 20, 12
+
+SMALL = DecoderConfig(
+    name="small",
+    vocab=V,
+    embed=D,
+    layers=L,
+    heads=KV * G,
+    kv_heads=KV,
+    head_dim=H,
+    mlp=F,
+    positions=POSITIONS,
+    norm="rms",
+    gated=True,
+    activation="silu",
+    rotary=1.0,
+    qkv_bias=False,
+    out_bias=False,
+    mlp_bias=False,
+    qk_norm=False,
+    parallel_residual=False,
+    tied=False,
+)
+BIASED: Mapping[str, Any] = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
+PLAIN: Mapping[str, Any] = {"norm": "layer", "gated": False, **BIASED}
+
+CONFIGS: Mapping[str, DecoderConfig] = {
+    "llama": SMALL,
+    "llama with biases, tied": replace(SMALL, **BIASED, tied=True),
+    "qwen2": replace(SMALL, qkv_bias=True),
+    "qwen3": replace(SMALL, qk_norm=True),
+    "gpt2": replace(SMALL, **PLAIN, kv_heads=KV * G, activation="gelu_new", rotary=0.0, tied=True),
+    "gpt_neox": replace(SMALL, **PLAIN, kv_heads=KV * G, activation="gelu", rotary=0.25, parallel_residual=True),
+}
+POLICIES = ("none", "selective", "full")
+
+# Compiles in a tenth of the time: these models run once.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.jit(function, compiler_options=QUICK)
+
+
+def assert_near(ours: Tree, theirs: Tree, tolerance: float = 1e-6, noise: float = 0.0) -> None:
+    """All leaves alike, but for `tolerance` of the largest element of each and `noise` of the largest of all."""
+    assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, theirs)
+    largest = [float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(theirs)]
+    for a, b, scale in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), largest, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0.0, atol=tolerance * scale + noise * max(largest))
+
+
+by_config = pytest.mark.parametrize("name", CONFIGS)
+by_policy = pytest.mark.parametrize("recompute", POLICIES)
+
+
+# -- parameters ---------------------------------------------------------------------------------------------------
+
+
+def shapes_of(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of each weight by its name, as the program takes them."""
+    tree = train_program(config, seq_len=S).arguments[0].tree
+    return {path[-1].key: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+HEADS = KV * G
+LLAMA_SHAPES = {
+    "embedding": (V, D),
+    "attention_norm": (L, D),
+    "query": (L, D, KV, G, H),
+    "key": (L, D, KV, H),
+    "value": (L, D, KV, H),
+    "out": (L, KV, G, H, D),
+    "mlp_norm": (L, D),
+    "gate": (L, D, F),
+    "up": (L, D, F),
+    "down": (L, F, D),
+    "final_norm": (D,),
+    "head": (D, V),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "shapes"),
+    [
+        ({}, {}),
+        (
+            {"kv_heads": HEADS},
+            {
+                "query": (L, D, HEADS, 1, H),
+                "out": (L, HEADS, 1, H, D),
+                **dict.fromkeys(("key", "value"), (L, D, HEADS, H)),
+            },
+        ),
+        (
+            {"kv_heads": 1},
+            {"query": (L, D, 1, HEADS, H), "out": (L, 1, HEADS, H, D), **dict.fromkeys(("key", "value"), (L, D, 1, H))},
+        ),
+        ({"tied": True}, {"head": None}),
+        ({"rotary": 0.0}, {"positions": (POSITIONS, D)}),
+        ({"rotary": 0.25}, {}),
+        ({"qkv_bias": True}, {"query_bias": (L, KV, G, H), "key_bias": (L, KV, H), "value_bias": (L, KV, H)}),
+        ({"out_bias": True}, {"out_bias": (L, D)}),
+        ({"mlp_bias": True}, {"gate_bias": (L, F), "up_bias": (L, F), "down_bias": (L, D)}),
+        ({"qk_norm": True}, {"query_norm": (L, H), "key_norm": (L, H)}),
+        ({"gated": False}, {"gate": None}),
+        ({"gated": False, "mlp_bias": True}, {"gate": None, "up_bias": (L, F), "down_bias": (L, D)}),
+        (
+            {"norm": "layer"},
+            {"attention_norm_bias": (L, D), "mlp_norm_bias": (L, D), "final_norm_bias": (D,)},
+        ),
+        ({"parallel_residual": True}, {}),
+        (
+            {"head_dim": 5},
+            {"query": (L, D, KV, G, 5), "out": (L, KV, G, 5, D), **dict.fromkeys(("key", "value"), (L, D, KV, 5))},
+        ),
+        ({"layers": 1}, {name: (1, *shape[1:]) for name, shape in LLAMA_SHAPES.items() if shape[0] == L}),
+    ],
+)
+def test_a_trait_shows_in_the_parameters_and_only_there(
+    changes: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...] | None]
+) -> None:
+    expected = {name: shape for name, shape in {**LLAMA_SHAPES, **shapes}.items() if shape is not None}
+    assert shapes_of(replace(SMALL, **changes)) == expected
+
+
+@by_config
+def test_every_weight_names_its_axes_by_size(name: str) -> None:
+    c = CONFIGS[name]
+    sizes = {
+        "vocab": c.vocab,
+        "embed": c.embed,
+        "layers": c.layers,
+        "kv_heads": c.kv_heads,
+        "q_per_kv": c.q_per_kv,
+        "head_dim": c.head_dim,
+        "mlp": c.mlp,
+        "position": c.positions,
+    }
+    arguments = train_program(c, seq_len=S).arguments
+    for argument in arguments[:2]:
+        structs = jax.tree.leaves(argument.tree)
+        for struct, axes in zip(
+            structs, jax.tree.leaves(argument.axes, is_leaf=lambda node: isinstance(node, tuple)), strict=True
+        ):
+            assert struct.shape == tuple(sizes[axis] for axis in axes)
+    for argument in arguments[2:]:
+        assert dict(zip(argument.axes, argument.tree.shape, strict=True)) == {
+            "microbatch": MICROBATCHES,
+            "batch": BATCH,
+            "seq": S,
+        }
+
+
+# -- an independent writing in NumPy ------------------------------------------------------------------------------
+
+
+def random_weights(config: DecoderConfig, seed: int = 0) -> Tree:
+    """Weights in double precision, large enough for every part to matter: scales near 1, the rest near 0."""
+    random = np.random.default_rng(seed)
+
+    def draw(path: Any, struct: Any) -> Array:
+        key = path[-1].key
+        fan_in = struct.shape[1] if key in ("up", "gate", "down") else D
+        centre, spread = (1.0, 0.3) if key.endswith("_norm") else (0.0, 1.0 if key.endswith("_bias") else fan_in**-0.5)
+        return centre + spread * random.standard_normal(struct.shape)
+
+    return jax.tree_util.tree_map_with_path(draw, train_program(config, seq_len=S).arguments[0].tree)
+
+
+def single(tree: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
+
+
+def random_tokens(*shape: int, seed: int = 1) -> Array:
+    return np.random.default_rng(seed).integers(0, V, shape)
+
+
+def tanh_gelu(x: Array) -> Array:
+    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+NUMPY_ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "silu": lambda x: x / (1.0 + np.exp(-x)),
+    "gelu": lambda x: 0.5 * x * (1.0 + erf(x / math.sqrt(2.0))),
+    "gelu_new": tanh_gelu,
+    "gelu_fast": tanh_gelu,
+    "gelu_pytorch_tanh": tanh_gelu,
+    "relu": lambda x: np.maximum(x, 0.0),
+}
+
+
+def numpy_norm(x: Array, scale: Array, bias: Array | None) -> Array:
+    centred = x if bias is None else x - x.mean(-1, keepdims=True)
+    normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + EPSILON)
+    return normal * scale + (0.0 if bias is None else bias)
+
+
+def numpy_rotate(x: Array, share: float) -> Array:
+    """Pairs (i, i + size/2) as complex numbers, turned by position / base^(2i/size); x [batch, seq, heads, width]."""
+    size = int(x.shape[-1] * share)
+    pairs = x[..., : size // 2] + 1j * x[..., size // 2 : size]
+    angle = np.arange(x.shape[1])[:, None] / ROPE_BASE ** (2 * np.arange(size // 2) / size)
+    turned = pairs * np.exp(1j * angle)[:, None, :]
+    return np.concatenate([turned.real, turned.imag, x[..., size:]], -1)
+
+
+def numpy_attention(q: Array, k: Array, v: Array) -> Array:
+    """One head at a time; q [batch, seq, heads, head_dim], k and v likewise with fewer heads."""
+    out, group = np.empty_like(q), q.shape[2] // k.shape[2]
+    later = np.triu(np.ones((q.shape[1], q.shape[1]), bool), 1)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[2]):
+            scores = q[b, :, h] @ k[b, :, h // group].T / math.sqrt(q.shape[-1])
+            out[b, :, h] = softmax(np.where(later, -np.inf, scores), axis=-1) @ v[b, :, h // group]
+    return out
+
+
+def numpy_block(c: DecoderConfig, x: Array, w: Mapping[str, Array]) -> Array:
+    def norm(x: Array, name: str) -> Array:
+        return numpy_norm(x, w[name], w.get(f"{name}_bias"))
+
+    def project(x: Array, name: str, heads: int) -> Array:
+        flat = x @ w[name].reshape(D, -1)
+        return (flat + w.get(f"{name}_bias", np.zeros(1)).ravel()).reshape(*x.shape[:2], heads, c.head_dim)
+
+    y = norm(x, "attention_norm")
+    q, k, v = project(y, "query", c.heads), project(y, "key", c.kv_heads), project(y, "value", c.kv_heads)
+    if c.qk_norm:
+        q, k = norm(q, "query_norm"), norm(k, "key_norm")
+    if c.rotary:
+        q, k = numpy_rotate(q, c.rotary), numpy_rotate(k, c.rotary)
+    attended = numpy_attention(q, k, v).reshape(*x.shape[:2], -1) @ w["out"].reshape(-1, D) + w.get("out_bias", 0.0)
+    y = norm(x if c.parallel_residual else x + attended, "mlp_norm")
+    inner = y @ w["up"] + w.get("up_bias", 0.0)
+    activate = NUMPY_ACTIVATIONS[c.activation]
+    inner = activate(y @ w["gate"] + w.get("gate_bias", 0.0)) * inner if c.gated else activate(inner)
+    return x + attended + inner @ w["down"] + w.get("down_bias", 0.0)
+
+
+def numpy_loss(c: DecoderConfig, w: Tree, tokens: Array, targets: Array) -> float:
+    x = w["embedding"][tokens]
+    if not c.rotary:
+        x = x + w["positions"][: tokens.shape[1]]
+    for i in range(c.layers):
+        x = numpy_block(c, x, {name: weight[i] for name, weight in w["layers"].items()})
+    x = numpy_norm(x, w["final_norm"], w.get("final_norm_bias"))
+    scores = log_softmax(x @ (w["embedding"].T if c.tied else w["head"]), axis=-1)
+    return -float(np.take_along_axis(scores, targets[..., None], -1).mean())
+
+
+TOKENS, TARGETS = random_tokens(2, S), random_tokens(2, S, seed=2)
+
+
+NOISE = 1e-6
+"""Rounding that sums over all weights leave where a gradient is zero (a key's bias, without rotation)."""
+
+
+@cache
+def loss_and_gradients(name: str, recompute: str) -> tuple[float, Tree]:
+    """Of the reference model in single precision, at random weights."""
+    function = partial(loss, CONFIGS[name], tokens=TOKENS, targets=TARGETS, recompute=recompute)
+    value, gradients = compiled(jax.value_and_grad(function))(single(random_weights(CONFIGS[name])))
+    return float(value), jax.tree.map(np.asarray, gradients)
+
+
+@by_config
+def test_the_loss_is_that_of_a_transformer_written_in_numpy(name: str) -> None:
+    value, _ = loss_and_gradients(name, "full")
+    assert value == pytest.approx(numpy_loss(CONFIGS[name], random_weights(CONFIGS[name]), TOKENS, TARGETS), rel=1e-5)
+
+
+@by_config
+def test_the_gradient_is_the_slope_of_the_loss_written_in_numpy(name: str) -> None:
+    c, weights, step = CONFIGS[name], random_weights(CONFIGS[name]), 1e-5
+    _, gradients = loss_and_gradients(name, "full")
+    for i, (path, gradient) in enumerate(jax.tree_util.tree_leaves_with_path(gradients)):
+        direction = np.random.default_rng(i).standard_normal(gradient.shape)
+        ahead = numpy_loss(c, moved(weights, path, step * direction), TOKENS, TARGETS)
+        behind = numpy_loss(c, moved(weights, path, -step * direction), TOKENS, TARGETS)
+        slope = (ahead - behind) / (2.0 * step)
+        allowed = 1e-4 * norm_of([gradient]) + NOISE * norm_of(gradients)
+        assert np.sum(gradient * direction) == pytest.approx(slope, rel=0.0, abs=allowed), path
+
+
+def norm_of(tree: Tree) -> float:
+    return math.sqrt(sum(float(np.sum(np.square(leaf, dtype=np.float64))) for leaf in jax.tree.leaves(tree)))
+
+
+def moved(weights: Tree, path: Any, by: Array) -> Tree:
+    """Weights of which the one at `path` is moved."""
+    return jax.tree_util.tree_map_with_path(lambda p, w: w + by if p == path else w, weights)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+@by_config
+def test_every_recompute_policy_gives_the_same_gradients(name: str, recompute: str) -> None:
+    value, gradients = loss_and_gradients(name, recompute)
+    expected_value, expected = loss_and_gradients(name, "full")
+    assert value == pytest.approx(expected_value, rel=1e-6)
+    assert_near(gradients, expected, 1e-5, NOISE)
+
+
+# -- parts --------------------------------------------------------------------------------------------------------
+
+
+def naive_attention(q: Any, k: Any, v: Any) -> Any:
+    """Softmax over materialised scores, key/value heads repeated."""
+    k, v = (jnp.repeat(x[:, :, :, None], q.shape[3], axis=3) for x in (k, v))
+    scores = jnp.einsum("bqkgh,bskgh->bkgqs", q, k) / math.sqrt(q.shape[-1])
+    visible = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    return jnp.einsum("bkgqs,bskgh->bqkgh", jax.nn.softmax(jnp.where(visible, scores, -jnp.inf)), v)
+
+
+@pytest.mark.parametrize(("kv", "group", "seq"), [(1, 1, 7), (3, 1, 8), (1, 4, 8), (2, 3, 5), (2, 2, 1)])
+def test_the_attention_kernel_is_softmax_attention_forward_and_backward(kv: int, group: int, seq: int) -> None:
+    random = np.random.default_rng(5)
+    q, gradient = (single(random.standard_normal((2, seq, kv, group, H))) for _ in range(2))
+    k, v = (single(random.standard_normal((2, seq, kv, H))) for _ in range(2))
+    ours, theirs = (compiled(partial(with_gradients, f))(q, k, v, gradient) for f in (attention, naive_attention))
+    assert_near(ours, theirs, 2e-6)
+
+
+def with_gradients(function: Callable[..., Any], q: Any, k: Any, v: Any, gradient: Any) -> tuple[Any, ...]:
+    out, back = jax.vjp(function, q, k, v)
+    return out, *back(gradient)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_normalising_is_rms_norm_without_a_bias_and_layer_norm_with_one(bias: bool) -> None:
+    random = np.random.default_rng(3)
+    x, scale, shift = (
+        3.0 + 2.0 * random.standard_normal((2, S, D)),
+        random.standard_normal(D),
+        random.standard_normal(D),
+    )
+    weights = {"n": scale, "n_bias": shift} if bias else {"n": scale}
+    ours = normalise(single(x), single(weights), "n")
+    assert_near(ours, numpy_norm(x, scale, shift if bias else None))
+
+
+@pytest.mark.parametrize("groups", [(), (3,)], ids=["keys", "queries"])
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.25])
+def test_rotating_turns_pairs_of_the_first_share_by_their_position(share: float, groups: tuple[int, ...]) -> None:
+    x = np.random.default_rng(4).standard_normal((2, S, KV, *groups, 16))
+    expected = numpy_rotate(x.reshape(2, S, -1, 16), share).reshape(x.shape)
+    assert_near(compiled(partial(rotate, share=share))(single(x)), expected)
+
+
+@pytest.mark.parametrize("name", NUMPY_ACTIVATIONS)
+def test_an_activation_is_what_its_name_says(name: str) -> None:
+    x = np.linspace(-6.0, 6.0, 101)
+    assert_near(ACTIVATIONS[name](single(x)), NUMPY_ACTIVATIONS[name](x))
+
+
+def test_every_activation_that_a_config_may_name_has_a_function() -> None:
+    from perfmodel.models.config import ACTIVATIONS as READABLE
+
+    assert set(READABLE) == set(ACTIVATIONS) == set(NUMPY_ACTIVATIONS)
+
+
+# -- training -----------------------------------------------------------------------------------------------------
+
+
+def test_accumulating_over_microbatches_gives_the_gradients_of_one_batch() -> None:
+    tokens, targets = random_tokens(2, 3, S), random_tokens(2, 3, S, seed=2)
+    weights = single(random_weights(SMALL))
+    gather = compiled(partial(accumulate, SMALL, recompute="none"))
+    apart = gather(weights, tokens, targets)
+    assert_near(apart, gather(weights, tokens.reshape(1, 6, S), targets.reshape(1, 6, S)), 1e-5)
+
+
+def numpy_adam(state: Mapping[str, list[Array]], gradients: list[Array], step: int) -> dict[str, list[Array]]:
+    """One step of AdamW (Loshchilov & Hutter 2019, algorithm 2) on gradients clipped to a norm of CLIP."""
+    norm = norm_of(gradients)
+    gradients = [g * CLIP / norm if norm > CLIP else g for g in gradients]
+    first = [BETA1 * m + (1 - BETA1) * g for m, g in zip(state["first"], gradients, strict=True)]
+    second = [BETA2 * v + (1 - BETA2) * g**2 for v, g in zip(state["second"], gradients, strict=True)]
+    directions = [
+        m / (1 - BETA1**step) / (np.sqrt(v / (1 - BETA2**step)) + STABILISER)
+        for m, v in zip(first, second, strict=True)
+    ]
+    master = [w - LEARNING_RATE * (d + DECAY * w) for w, d in zip(state["master"], directions, strict=True)]
+    return {"master": master, "first": first, "second": second}
+
+
+def fresh_state(weights: Tree) -> Tree:
+    """Optimizer state before the first step."""
+    zeros = jax.tree.map(np.zeros_like, weights)
+    return {**single({"master": weights, "first": zeros, "second": zeros}), "step": np.int32(0)}
+
+
+@pytest.mark.parametrize("norm", [0.01, 0.99, 1.01, 50.0])
+def test_the_optimizer_is_adamw_with_clipping(norm: float) -> None:
+    state, update = fresh_state(random_weights(SMALL)), compiled(adam)
+    expected = {kind: jax.tree.leaves(state[kind]) for kind in ("master", "first", "second")}
+    structure: Any = jax.tree.structure(state["master"])
+    for step in (1, 2, 3):
+        gradients = jax.tree.leaves(random_weights(SMALL, seed=step))
+        gradients = [g * norm / norm_of(gradients) for g in gradients]
+        expected = numpy_adam(expected, gradients, step)
+        parameters, state = update(state, single(structure.unflatten(gradients)))
+        assert int(state["step"]) == step
+        for kind, leaves in expected.items():
+            assert_near(jax.tree.leaves(state[kind]), leaves)
+        rounded = jax.tree.map(lambda w: np.asarray(w).astype(jnp.bfloat16), state["master"])
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, parameters, rounded)))
+
+
+@by_config
+def test_a_step_hands_back_what_it_was_given_and_the_loss(name: str) -> None:
+    program = train_program(CONFIGS[name], seq_len=S)
+    trees = [argument.tree for argument in program.arguments]
+    parameters, optimizer, value = jax.eval_shape(program.fn, *trees)
+    assert program.donated == tuple(argument.name for argument in program.arguments[:2])
+    assert described(parameters) == described(trees[0])
+    assert described(optimizer) == described(trees[1])
+    assert described(value) == [("", (), "float32")]
+    assert {dtype for _, _, dtype in described(parameters)} == {"bfloat16"}
+    assert {dtype for _, _, dtype in described(optimizer)} == {"float32", "int32"}
+
+
+def described(tree: Any) -> list[tuple[str, tuple[int, ...], str]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in leaves]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_steps_on_one_batch_lower_the_loss(name: str) -> None:
+    step = compiled(train_program(CONFIGS[name], seq_len=S).fn)
+    optimizer = fresh_state(random_weights(CONFIGS[name]))
+    parameters = jax.tree.map(lambda w: w.astype(jnp.bfloat16), optimizer["master"])
+    tokens, targets = (random_tokens(MICROBATCHES, BATCH, S, seed=seed) for seed in (5, 6))
+    losses = []
+    for _ in range(40):
+        parameters, optimizer, value = step(parameters, optimizer, tokens, targets)
+        losses.append(float(value))
+    assert max(losses[20:]) < min(losses[:10])
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("seq_len", [1, 2048, 8192, 2**23])
+def test_a_step_takes_four_mebi_tokens_or_one_sequence(seq_len: int) -> None:
+    batch = train_program(SMALL, seq_len=seq_len).global_batch
+    assert batch == max(1, 2**22 // seq_len)
+    assert TOKENS_PER_STEP == 2**22
+
+
+# -- costs --------------------------------------------------------------------------------------------------------
+
+ONE = replace(SMALL, layers=1, heads=1, kv_heads=1)
+TRACED: Mapping[str, DecoderConfig] = {
+    **CONFIGS,
+    "single": ONE,
+    "llama3-8b": read_config("llama3-8b"),
+}
+LENGTHS = {"llama3-8b": 8192, "single": 1}
+
+
+@cache
+def traced(name: str, recompute: str) -> Graph:
+    return trace(train_program(TRACED[name], seq_len=LENGTHS.get(name, S), recompute=recompute))
+
+
+def tokens_of(name: str) -> int:
+    return MICROBATCHES * BATCH * LENGTHS.get(name, S)
+
+
+def layer_matmuls(c: DecoderConfig) -> dict[str, int]:
+    """FLOPs per token of the matmuls with weights in one layer."""
+    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    return {
+        "projections": 2 * c.embed * (q + 2 * kv),
+        "out": 2 * q * c.embed,
+        "up": 2 * c.embed * c.mlp * (2 if c.gated else 1),
+        "down": 2 * c.mlp * c.embed,
+    }
+
+
+@pytest.mark.parametrize("name", TRACED)
+@by_policy
+def test_matmul_flops_of_each_phase_are_those_derived_by_hand(name: str, recompute: str) -> None:
+    c, seq_len = TRACED[name], LENGTHS.get(name, S)
+    matmuls = layer_matmuls(c)
+    weights, head = sum(matmuls.values()), 2 * c.embed * c.vocab
+    attention = 2 * (2 * seq_len * c.heads * c.head_dim)  # scores, then values
+    # What only feeds the layer's result is not recomputed: the last matmul, of both branches where they are parallel.
+    unneeded = matmuls["down"] + (matmuls["out"] if c.parallel_residual else 0)
+    expected = {
+        "forward": c.layers * (weights + attention) + head,
+        "recompute": c.layers * {"none": 0, "selective": attention, "full": weights + attention - unneeded}[recompute],
+        # Both operands of every matmul; the backward kernel makes the scores anew: five matmuls for the forward's two.
+        "backward": c.layers * (2 * weights + attention * 5 / 2) + 2 * head,
+        "update": 0,
+    }
+    graph = traced(name, recompute)
+    for phase, flops in expected.items():
+        assert graph.flops(phases=(phase,)) == pytest.approx(flops * tokens_of(name), rel=1e-12), phase
+    assert graph.flops() == pytest.approx(sum(expected.values()) * tokens_of(name), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", TRACED)
+@by_policy
+def test_model_flops_are_six_n_d_and_attention_whatever_is_recomputed(name: str, recompute: str) -> None:
+    c, tokens, seq_len = TRACED[name], tokens_of(name), LENGTHS.get(name, S)
+    n = c.layers * sum(layer_matmuls(c).values()) / 2 + c.embed * c.vocab  # the head; looking up embeddings is free
+    expected = 6 * n * tokens + 12 * c.layers * (c.heads * c.head_dim) * seq_len * tokens
+    assert traced(name, recompute).model_flops() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_six_n_d_counts_all_parameters_but_tables_biases_and_norms(name: str) -> None:
+    c, graph = TRACED[name], traced(name, "none")
+    entries = jax.tree_util.tree_leaves_with_path(layout_of(c), is_leaf=lambda node: isinstance(node, tuple))
+    sizes = {path[-1].key: math.prod(shape) for path, (shape, _) in entries}
+    uncounted = [key for key in sizes if key.endswith(("_norm", "_bias")) or key == "positions"]
+    n = graph.parameter_count() - sum(sizes[key] for key in uncounted) - (0 if c.tied else sizes["embedding"])
+    assert 2 * n == c.layers * sum(layer_matmuls(c).values()) + 2 * c.embed * c.vocab
+
+
+@by_policy
+@by_config
+def test_the_causal_kernels_execute_half_of_what_they_count_and_all_else_the_whole(name: str, recompute: str) -> None:
+    shares: dict[bool, set[float]] = {True: set(), False: set()}
+    for _, op in traced(name, recompute).walk():
+        shares[op.kind.startswith("perfmodel.attention")] |= {work.share for work in op.work}
+    assert shares == {True: {0.5}, False: {1.0}}
+
+
+def saved_bytes(graph: Graph) -> float:
+    """What the forward pass over the layers leaves behind, stacked by layer."""
+    (microbatches,) = (node for node in graph.nodes if isinstance(node, Loop))
+    forward, _ = (node for node in microbatches.body if isinstance(node, Loop))
+    slots = zip(forward.parameters, forward.yields, forward.results, strict=True)
+    written = [result for parameter, value, result in slots if parameter != value]
+    return sum(graph.bytes(v) for v in written if graph.values[v].dims and forward.trip in graph.values[v].dims[0])
+
+
+@pytest.mark.parametrize("name", ["llama3-8b", *CONFIGS])
+@by_policy
+def test_a_layer_saves_what_its_policy_does_not_recompute(name: str, recompute: str) -> None:
+    c, graph = TRACED[name], traced(name, recompute)
+    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    layer_input = c.embed
+    into_mlp = 0 if c.parallel_residual else c.embed  # the sum that the second norm reads
+    normed = 2 * c.embed
+    heads = q + 2 * kv + q + (q + kv if c.qk_norm else 0)  # into the core and out of it; into the norms
+    inner = (3 if c.gated else 2) * c.mlp  # into the nonlinearity and out of it
+    statistics = 4 * c.heads  # fp32, one number per head
+    everything = 2 * (layer_input + into_mlp + normed + heads + inner)
+    expected = {"none": everything + statistics, "selective": everything, "full": 2 * layer_input}[recompute]
+    tokens = tokens_of(name) / MICROBATCHES
+    assert saved_bytes(graph) == c.layers * tokens * expected
+
+
+def test_the_largest_models_are_traced_without_an_array() -> None:
+    before = {id(array) for array in jax.live_arrays()}
+    graph = trace(load_program("llama3-70b"))
+    assert {id(array) for array in jax.live_arrays()} <= before
+    assert graph.parameter_count() == pytest.approx(70.55e9, rel=1e-3)
