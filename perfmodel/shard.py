@@ -292,8 +292,8 @@ class _Sharder:
             return self._through_matmul(op, states)
         if not op.linear or not any(states[k].partial for k in op.linear):
             return frozenset()
-        if op.kind == "convert" and self.is_activation(op.operands[0]) and self._widens(op):
-            return frozenset()  # reduce activations in their narrow type
+        if op.kind == "convert" and self._widens(op):
+            return self._waiting(op.operands[0], states[0])
         summands = [states[k] for k in op.linear if op.operands[k] not in self.zero]
         others = [states[k].partial for k in range(len(states)) if k not in op.linear]
         common = frozenset.intersection(*(state.partial for state in summands)).difference(*others)
@@ -305,11 +305,21 @@ class _Sharder:
 
     def _through_matmul(self, op: Op, states: Sequence[State]) -> frozenset[str]:
         """A matmul is linear in each operand. Waiting pays where its result must be reduced anyway: later in the step
-        (gradients of weights) or because the matmul itself sums over a sharded index.
+        (gradients of weights) or because the matmul itself sums over a sharded index; but an operand that comes to
+        rest scattered is scattered first, and each rank multiplies its part.
         """
-        partial = states[0].partial ^ states[1].partial
         reduced = any(self.wanted[op.local[i]] for i in op.summed[0])
-        return partial if reduced or not self.is_activation(op.results[0]) else frozenset()
+        if not reduced and self.is_activation(op.results[0]):
+            return frozenset()
+        left, right = (state.partial for state in states)
+        scattered = [self.resting_state(v, self.compute).axes for v in op.operands]
+        return (left - right - scattered[0]) | (right - left - scattered[1])
+
+    def _waiting(self, value: int, state: State) -> frozenset[str]:
+        """Axes over which a sum stays partial for long. Any other is reduced while its type is narrow: an activation's
+        is needed soon, and a gradient kept scattered is scattered at once.
+        """
+        return frozenset() if self.is_activation(value) else self._rest(value, state, "gradients").partial
 
     def is_activation(self, value: int) -> bool:
         """Whether a value has a batch dim; sums over ranks of any other value are gradients or statistics."""
@@ -371,7 +381,7 @@ class _Sharder:
         settled = self._settle(loop, operands, accumulates) if any(accumulates) else {}
         for k, state in settled.items():
             operands[k] = self.obtain(loop.operands[k], state, out, loop.phase, loop.source)
-        parameters = tuple(self.define(p, self.copies[o].state) for p, o in zip(loop.parameters, operands, strict=True))
+        parameters = tuple(self.parameter(loop, k, operand) for k, operand in enumerate(operands))
         body: list[LocalNode] = []
         self.nodes(loop.body, body)
         yields = tuple(
@@ -409,6 +419,11 @@ class _Sharder:
         rest = self._rest(value, state, "optimizer")
         return self.obtain(value, State(rest.dims), out, loop.phase, loop.source)
 
+    def parameter(self, loop: Loop, k: int, operand: int) -> int:
+        """The copy that a loop's body sees; constants that every trip reads stay free."""
+        unchanging = loop.parameters[k] == loop.yields[k]
+        return self.define(loop.parameters[k], self.copies[operand].state, free=unchanging and operand in self.free)
+
     def _settle(self, loop: Loop, operands: Sequence[int], accumulates: Sequence[bool]) -> dict[int, State]:
         """States of accumulators: what one trial trip leaves in them, with gradients at rest where they are kept."""
         saved = (
@@ -419,8 +434,9 @@ class _Sharder:
             dict(self.lazy),
         )
         for k, parameter in enumerate(loop.parameters):
-            self.define(parameter, self.copies[operands[k]].state, free=accumulates[k])
+            copy = self.parameter(loop, k, operands[k])
             if accumulates[k]:
+                self.free.add(copy)
                 self.zero.add(parameter)
         self.nodes(loop.body, [])
         settled = {}

@@ -133,7 +133,7 @@ KINDS: Mapping[str, Kind] = {
 }
 
 # Ops that only hand their operands on.
-TRANSPARENT = frozenset({"stablehlo.optimization_barrier"})
+TRANSPARENT = frozenset({"stablehlo.optimization_barrier", "sdy.sharding_constraint"})
 TRANSPARENT_CALLS = frozenset(
     {"Sharding", "annotate_device_placement", "LayoutConstraint", "MoveToHost", "MoveToDevice"}
 )
