@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from perfmodel.estimate import Estimate
     from perfmodel.graph import Graph, load_graph
     from perfmodel.layout import Layout
-    from perfmodel.machine import Machine, load_machine
+    from perfmodel.machine import Machine, check_chips, load_machine
     from perfmodel.models import load_program
     from perfmodel.predict import predict
     from perfmodel.trace import Argument, Hints, Program, trace
@@ -48,6 +48,7 @@ _HOMES = {
     "Program": "trace",
     "StudyError": "errors",
     "TraceError": "errors",
+    "check_chips": "machine",
     "load_graph": "graph",
     "load_machine": "machine",
     "load_program": "models",
@@ -70,6 +71,7 @@ __all__ = [
     "Program",
     "StudyError",
     "TraceError",
+    "check_chips",
     "load_graph",
     "load_machine",
     "load_program",

@@ -133,7 +133,8 @@ class Parameter:
 class Graph:
     """A traced program.
 
-    `values` and `factors` are tables that ids index; `parameters` and `results` are the program's own.
+    `values` and `factors` are tables that ids index; `parameters` and `results` are the program's own; `global_batch`
+    is how many sequences a step is meant to take where the user does not say.
     """
 
     name: str
@@ -143,6 +144,7 @@ class Graph:
     parameters: tuple[Parameter, ...]
     nodes: tuple[Node, ...]
     results: tuple[int, ...]
+    global_batch: int = 1
 
     def shape(self, value: int) -> tuple[int, ...]:
         """Global shape of a value."""
@@ -250,6 +252,7 @@ def from_json(data: Mapping[str, Any]) -> Graph:
         parameters=tuple(Parameter(**p) for p in data["parameters"]),
         nodes=tuple(_node(n) for n in data["nodes"]),
         results=tuple(data["results"]),
+        global_batch=data["global_batch"],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -37,7 +38,8 @@ def trace(program: Program, *, hints: Hints | None = None) -> Graph:
     results = walker.function("main", [value for value, _, _ in inputs], "", nodes)
     aliases = _aliases(program, [name for _, name, _ in inputs])
     parameters = [(value, name, role, aliases.get(i)) for i, (value, name, role) in enumerate(inputs)]
-    return finish(walker, nodes, parameters, results, name=program.name, recompute=program.recompute)
+    graph = finish(walker, nodes, parameters, results, name=program.name, recompute=program.recompute)
+    return replace(graph, global_batch=program.global_batch or graph.size("batch") * graph.size("microbatch"))
 
 
 def _leaves(argument: Argument) -> list[tuple[str, str, Any, tuple[str | None, ...]]]:

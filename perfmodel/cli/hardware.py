@@ -1,0 +1,67 @@
+"""`perfmodel hardware list|show|check`: machine files and where their numbers come from."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from perfmodel.cli.options import MACHINE
+from perfmodel.cli.output import Output
+
+SUMMARY = "list, show or check machine files"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare arguments."""
+    parser.add_argument("action", choices=("list", "show", "check"), help="what to do")
+    parser.add_argument("machines", nargs="*", metavar="MACHINE", help=f"{MACHINE}; check takes all by default")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    """Dispatch on the action."""
+    if arguments.action == "list":
+        return _list(output)
+    return _show(arguments.machines, output) if arguments.action == "show" else _check(arguments.machines, output)
+
+
+def _list(output: Output) -> int:
+    from perfmodel.catalog import machine_names, read_machine
+    from perfmodel.report.layout import table
+
+    files = {name: read_machine(name)[1] for name in machine_names()}
+    rows = [(name, str(data["title"]), *_headline(data)) for name, data in files.items()]
+    columns = ("name", "machine", ">bf16 peak", ">memory", ">bandwidth", ">ranks", ">USD/h")
+    output.result(lambda: {"machines": {name: data["title"] for name, data in files.items()}}, table(columns, rows))
+    return 0
+
+
+def _headline(data: dict[str, Any]) -> tuple[str, ...]:
+    """The numbers per chip that people compare first, as the file states them."""
+    chip, price = data["chip"], data["price"]
+    facts = (chip["quoted"]["bf16"], chip["memory"], chip["memory_bandwidth"], chip["ranks"])
+    shown = (f"{fact['value']:g} {fact['unit']}".removesuffix(" 1") for fact in facts)
+    return (*shown, f"{price['instance']['value'] / price['chips']['value']:.2f}")
+
+
+def _show(names: list[str], output: Output) -> int:
+    from perfmodel import MachineError, load_machine
+    from perfmodel.report.machine import machine_json, machine_report
+
+    if len(names) != 1:
+        raise MachineError(f"hardware show: got {len(names)} machines, expected one: see perfmodel hardware list")
+    machine = load_machine(names[0])
+    output.result(lambda: machine_json(machine), *machine_report(machine))
+    return 0
+
+
+def _check(names: list[str], output: Output) -> int:
+    from rich.text import Text
+
+    from perfmodel.catalog import machine_names
+    from perfmodel.check import check_machine
+
+    findings = {name: check_machine(name) for name in names or machine_names()}
+    lines = [f"{name}: ok" for name, found in findings.items() if not found]
+    lines += [line for found in findings.values() for line in found]
+    output.result(lambda: {"findings": findings}, Text("\n".join(lines)))
+    return 1 if any(findings.values()) else 0

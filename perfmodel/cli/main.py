@@ -1,0 +1,113 @@
+"""Entry point: finds the command, runs it, and turns what goes wrong into one line and an exit status.
+
+0 success; 1 the answer is "no" (nothing fits, a check failed); 2 the request was wrong; 3 a fault of our own;
+130 interrupted. Commands are modules with `SUMMARY`, `configure(parser)` and `run(arguments, output)`; other packages
+add theirs through the entry-point group `perfmodel.commands`. None of them may import anything slow before `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import NoReturn, Protocol
+
+from perfmodel import __version__
+from perfmodel.cli.output import Output, silence_broken_pipe
+from perfmodel.errors import PerfModelError
+
+SUCCESS, NO, WRONG, FAULT, INTERRUPTED = 0, 1, 2, 3, 130
+
+OWN = {"trace": "perfmodel.cli.trace", "estimate": "perfmodel.cli.estimate", "hardware": "perfmodel.cli.hardware"}
+ORDER = ("trace", "estimate", "tune", "hardware")
+PLANNED = ("simulate", "verify", "compare", "calibrate", "validate", "measure")
+
+
+class Command(Protocol):
+    """What a module must have to be a command."""
+
+    SUMMARY: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Declare arguments."""
+
+    def run(self, arguments: argparse.Namespace, output: Output) -> int:
+        """Do the work; returns the exit status."""
+
+
+class RequestError(Exception):
+    """The command line itself is wrong."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises instead of printing usage and exiting, so that every error is reported alike."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse for any wrong argument."""
+        raise RequestError(f"{message}: see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` and return the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        return _fail("interrupted", words, INTERRUPTED)
+    except BrokenPipeError:
+        silence_broken_pipe()
+        return SUCCESS
+    except (PerfModelError, RequestError) as error:
+        return _fail(str(error), words, WRONG)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return _fail(f"internal error: {text}: run again with --debug and report it", words, FAULT)
+
+
+def _run(words: Sequence[str]) -> int:
+    commands = _commands()
+    if words and words[0] in PLANNED and words[0] not in commands:
+        raise RequestError(f"{words[0]} is not in this release yet, expected one of {', '.join(commands)}: wait for it")
+    arguments = _parser(commands).parse_args(words)
+    output = Output(as_json=arguments.json, quiet=arguments.quiet)
+    status = commands[arguments.command].run(arguments, output)
+    sys.stdout.flush()
+    return status
+
+
+def _fail(message: str, words: Sequence[str], status: int) -> int:
+    if "--debug" in words:
+        raise
+    line = " ".join(message.split())
+    print(f"perfmodel: {line}", file=sys.stderr)
+    if "--json" in words:
+        print(json.dumps({"error": line}))
+    return status
+
+
+def _commands() -> Mapping[str, Command]:
+    """Every command by name, in the order in which help lists them."""
+    homes = dict(OWN) | {entry.name: entry.value for entry in metadata.entry_points(group="perfmodel.commands")}
+    ranked = sorted(homes, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    return {name: importlib.import_module(homes[name]) for name in ranked}
+
+
+def _parser(commands: Mapping[str, Command]) -> Parser:
+    parser = Parser(
+        prog="perfmodel",
+        description="Step time, memory and cost of JAX training steps on AWS Trainium2 and its rivals, and the best "
+        "parallel layout.",
+        epilog="perfmodel COMMAND --help explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"perfmodel {__version__}")
+    chooser = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for name, command in commands.items():
+        own = chooser.add_parser(name, help=command.SUMMARY, description=command.SUMMARY)
+        command.configure(own)
+        own.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+        own.add_argument("--quiet", action="store_true", help="no notes and no progress on standard error")
+        own.add_argument("--debug", action="store_true", help="show where an error comes from")
+    return parser

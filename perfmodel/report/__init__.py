@@ -1,0 +1,1 @@
+"""What people read: tables of graphs, estimates and machines."""

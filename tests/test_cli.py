@@ -1,0 +1,352 @@
+"""The shell command: what it prints, its exit status, and one clear line for every wrong request."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfmodel import __version__
+from perfmodel.cli.main import main
+
+ESTIMATE = ("--machine", "trn2", "--chips", "4", "--global-batch", "16", "--seq-len", "128")
+Golden = Callable[[str, Any], None]
+
+
+def document(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> Any:
+    """Run a command with --json; standard output must hold one document and nothing else."""
+    assert main([*words, "--json"]) == status
+    return json.loads(capsys.readouterr().out)
+
+
+def line(capsys: pytest.CaptureFixture[str], *words: str, status: int = 2) -> str:
+    """Run a command that fails; nothing on standard output, one line on standard error."""
+    assert main(list(words)) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("perfmodel: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+# -- answers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("machine", ["trn2", "trn2-ultraserver", "h100"])
+@pytest.mark.parametrize(
+    "layout", ["dp=1,fsdp=2,tp=2", "pp=2,tp=2,zero=0,recompute=none", "cp=4,sp=0,recompute=selective"]
+)
+def test_estimates_are_as_accepted(
+    capsys: pytest.CaptureFixture[str], golden: Golden, tiny: str, machine: str, layout: str
+) -> None:
+    chips = "1" if machine.startswith("trn2") else "4"
+    words = ("--machine", machine, "--chips", chips, "--global-batch", "16", "--seq-len", "128", "--layout", layout)
+    name = f"estimate-{machine}-{layout.replace('=', '').replace(',', '-')}"
+    golden(name, document(capsys, "estimate", tiny, *words))
+
+
+def test_a_search_is_as_accepted(capsys: pytest.CaptureFixture[str], golden: Golden, tiny: str) -> None:
+    found = document(capsys, "tune", tiny, *ESTIMATE, "--storage", "none", "--top", "3")
+    assert found.pop("seconds") > 0.0
+    golden("tune", found)
+
+
+def test_a_traced_graph_is_as_accepted(
+    capsys: pytest.CaptureFixture[str], golden: Golden, tiny: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "graph.json"
+    counted = document(capsys, "trace", tiny, "--seq-len", "128", "--out", str(out))
+    counted.pop("lines")  # they move with every edit of the models
+    for loop in counted["loops"]:
+        loop.pop("source")
+    golden("trace", counted)
+    from perfmodel import load_graph
+
+    assert load_graph(out).parameter_count() == counted["parameters"]
+
+
+def test_machines_are_listed_shown_and_checked(capsys: pytest.CaptureFixture[str], golden: Golden) -> None:
+    golden("hardware-list", document(capsys, "hardware", "list"))
+    shown = document(capsys, "hardware", "show", "trn2")
+    assert shown["facts"]["chip.memory"] | {"note": ""} == {
+        "value": 96.0,
+        "unit": "GiB",
+        "kind": "datasheet",
+        "source": "aws-neuron-sdk: about-neuron/arch/neuron-hardware/trainium2.rst",
+        "note": "",
+    }
+    assert document(capsys, "hardware", "check") == {"findings": {"h100": [], "trn2": [], "trn2-ultraserver": []}}
+
+
+def test_the_json_of_an_estimate_has_what_others_rely_on(capsys: pytest.CaptureFixture[str], tiny: str) -> None:
+    found = document(capsys, "estimate", tiny, *ESTIMATE, "--layout", "fsdp=4,tp=4")
+    assert {
+        *("step_time_s", "lower_s", "upper_s", "mfu", "tokens_per_s", "memory_bytes", "memory_capacity_bytes"),
+        *("fits", "reasons", "breakdown", "collectives", "cost_usd_per_hour", "usd_per_million_tokens"),
+        *("assumptions", "sources"),
+    } <= found.keys()
+    assert all({"kind", "axis", "bytes", "count", "seconds"} <= each.keys() for each in found["collectives"])
+    assert sum(found["breakdown"].values()) == pytest.approx(found["step_time_s"], rel=1e-12)
+
+
+def test_the_json_of_a_search_has_what_others_rely_on(capsys: pytest.CaptureFixture[str], tiny: str) -> None:
+    found = document(capsys, "tune", tiny, *ESTIMATE, "--storage", "none")
+    assert {"best", "top", "evaluated", "feasible", "seconds", "study"} <= found.keys()
+    assert found["best"] == found["top"][0]
+    assert {"layout", "estimate"} <= found["best"].keys()
+
+
+def test_the_layout_that_tune_prints_can_be_estimated(capsys: pytest.CaptureFixture[str], tiny: str) -> None:
+    main(["tune", tiny, *ESTIMATE, "--storage", "none", "--top", "1"])
+    row = next(row for row in capsys.readouterr().out.splitlines() if "recompute=" in row)
+    layout = next(word for word in row.split() if "recompute=" in word)
+    best = document(capsys, "tune", tiny, *ESTIMATE, "--storage", "none", "--top", "1")["best"]
+    estimate = document(capsys, "estimate", tiny, *ESTIMATE, "--layout", layout)
+    assert estimate["layout"] == best["layout"]
+    assert estimate["step_time_s"] == best["estimate"]["step_time_s"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("trace", "{tiny}", "--seq-len", "128"),
+        ("estimate", "{tiny}", *ESTIMATE, "--layout", "tp=4,fsdp=4"),
+        ("tune", "{tiny}", *ESTIMATE, "--storage", "none"),
+        ("hardware", "list"),
+        ("hardware", "show", "trn2"),
+        ("hardware", "check"),
+    ],
+    ids=lambda words: "-".join(words[:2]).replace("{tiny}", "tiny"),
+)
+def test_text_in_a_pipe_is_plain_and_uncut(
+    capsys: pytest.CaptureFixture[str], tiny: str, words: tuple[str, ...]
+) -> None:
+    assert main([word.format(tiny=tiny) for word in words]) == 0
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert "…" not in text
+    assert text.strip()
+
+
+def test_tune_says_how_many_were_priced_what_fits_and_where_the_study_is(
+    capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["tune", tiny, *ESTIMATE]) == 0
+    text = capsys.readouterr().out
+    (journal,) = tmp_path.glob("perfmodel-studies/*.journal")
+    assert str(journal.relative_to(tmp_path)) in text
+    assert "priced in" in text
+    assert "fit" in text
+
+
+def test_quiet_leaves_standard_error_empty(capsys: pytest.CaptureFixture[str], tiny: str) -> None:
+    assert main(["estimate", tiny, *ESTIMATE, "--layout", "tp=4,fsdp=4", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"perfmodel {__version__}\n"
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("trace", "estimate", "tune", "hardware"))
+
+
+# -- the answer is no ---------------------------------------------------------------------------------------------
+
+
+def huge(tmp_path: Path) -> str:
+    """A model that no single chip holds."""
+    from conftest import TINY
+
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TINY | {"hidden_size": 16384, "intermediate_size": 65536, "num_hidden_layers": 64}))
+    return str(path)
+
+
+def test_a_layout_out_of_memory_is_explained_and_exits_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ("estimate", huge(tmp_path), "--machine", "trn2", "--chips", "1", "--layout", "tp=4", "--seq-len", "128")
+    found = document(capsys, *words, status=1)
+    assert found["fits"] is False
+    assert found["reasons"][0].startswith("out of memory: needs ")
+
+
+def test_when_nothing_fits_tune_exits_1_with_the_rules_and_the_nearest_miss(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["tune", huge(tmp_path), "--machine", "trn2", "--chips", "1", "--seq-len", "128", "--storage", "none"]
+    found = document(capsys, *words, status=1)
+    assert found["best"] is None
+    assert found["top"] == []
+    assert sum(found["fallen"].values()) == found["evaluated"]
+    assert found["nearest"]["estimate"]["reasons"][0].startswith("out of memory: needs ")
+    assert main(words) == 1
+    text = capsys.readouterr().out
+    assert "nothing fits" in text
+    assert "nearest miss" in text
+    assert ": out of memory" in text
+
+
+# -- wrong requests -----------------------------------------------------------------------------------------------
+
+WRONG: dict[str, tuple[tuple[str, ...], str]] = {
+    "no command": ((), "COMMAND"),
+    "unknown command": (("tun",), "invalid choice: 'tun'"),
+    "planned command": (("verify", "llama3-8b"), "verify is not in this release yet"),
+    "unknown flag": (("trace", "llama3-8b", "--fast"), "--fast"),
+    "missing machine": (("tune", "llama3-8b", "--chips", "4"), "--machine"),
+    "unknown model": (("trace", "lama3-8b"), "got 'lama3-8b', expected one of .*did you mean llama3-8b"),
+    "unknown machine": (("tune", "llama3-8b", "--machine", "trn22", "--chips", "1"), "got 'trn22'.*did you mean trn2"),
+    "chips of text": (("tune", "llama3-8b", "--machine", "trn2", "--chips", "many"), "--chips: got 'many', expected"),
+    "no chips": (("tune", "llama3-8b", "--machine", "trn2", "--chips", "0"), "--chips: got '0', expected"),
+    "odd chips": (
+        ("tune", "llama3-8b", "--machine", "trn2", "--chips", "24"),
+        "chips: got 24, expected .*multiple of 16",
+    ),
+    "unknown key": (("estimate", "{tiny}", *ESTIMATE, "--layout", "tpp=4"), "got key 'tpp', expected one of"),
+    "unknown axis": (("estimate", "{tiny}", *ESTIMATE, "--layout", "xp=4"), "got key 'xp', expected one of"),
+    "later axis": (("estimate", "{tiny}", *ESTIMATE, "--layout", "ep=4"), "expert parallelism is not in this release"),
+    "wrong product": (("estimate", "{tiny}", *ESTIMATE, "--layout", "dp=3,tp=2"), "multiply to 6, expected 16 ranks"),
+    "too many ranks": (
+        ("estimate", "{tiny}", *ESTIMATE, "--layout", "tp=32"),
+        "multiply to 32, expected a divisor of 16",
+    ),
+    "odd layers": (("estimate", "{tiny}", *ESTIMATE, "--layout", "pp=8,tp=2"), "layers 4 not divisible by pp"),
+    "odd batch": (("estimate", "{tiny}", *ESTIMATE, "--layout", "dp=16,mb=3"), "global batch not divisible .*batch 16"),
+    "unfixable": (("tune", "{tiny}", *ESTIMATE, "--fix", "tp=3"), "no layout of 16 ranks with tp=3"),
+    "later measure": (
+        ("tune", "{tiny}", *ESTIMATE, "--measure", "device"),
+        "--measure: got device.*not in this release",
+    ),
+    "later export": (
+        ("tune", "{tiny}", *ESTIMATE, "--export", "maxtext"),
+        "--export: got maxtext.*not in this release",
+    ),
+    "unwritable study": (
+        ("tune", "{tiny}", *ESTIMATE, "--storage", "/proc/no/a.journal"),
+        "study /proc/no/a.journal: got",
+    ),
+    "unreadable config": (("trace", "/no/such/config.json"), "/no/such/config.json.*No such file"),
+    "unwritable graph": (
+        ("trace", "{tiny}", "--seq-len", "64", "--out", "/no/such/g.json"),
+        "--out /no/such/g.json: got",
+    ),
+    "no machine to show": (("hardware", "show"), "got 0 machines, expected one"),
+    "bad machine file": (("hardware", "check", "{tiny}.toml"), "No such file"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(WRONG))
+def test_a_wrong_request_is_one_clear_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], tiny: str, case: str
+) -> None:
+    import re
+
+    words, expected = WRONG[case]
+    text = line(capsys, *(word.format(tiny=tiny) for word in words))
+    assert re.search(expected, text), text
+    assert "Traceback" not in text
+
+
+def test_a_wrong_request_with_json_is_a_document_too(capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, "trace", "lama3-8b", status=2)
+    assert found["error"].startswith("model: got 'lama3-8b'")
+
+
+def test_debug_shows_where_an_error_comes_from() -> None:
+    from perfmodel import ModelError
+
+    with pytest.raises(ModelError):
+        main(["trace", "lama3-8b", "--debug"])
+
+
+def test_a_fault_of_our_own_is_one_line_and_status_3(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Any:
+        raise ZeroDivisionError("seven")
+
+    monkeypatch.setattr("perfmodel.catalog.machine_names", broken)
+    text = line(capsys, "hardware", "list", status=3)
+    assert "internal error: ZeroDivisionError: seven" in text
+    assert "--debug" in text
+
+
+# -- as a process -------------------------------------------------------------------------------------------------
+
+
+def shell(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "perfmodel", *words], capture_output=True, text=True, check=False, **options
+    )
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--version",), ("hardware", "list")])
+def test_light_commands_import_neither_jax_nor_optuna_nor_numpy(words: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from perfmodel.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print([m for m in ('jax', 'optuna', 'numpy', 'scipy', 'pydantic') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_package_itself_is_light() -> None:
+    code = "import sys, perfmodel, tuner; print([m for m in ('jax', 'optuna', 'numpy') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+
+
+def test_ctrl_c_is_one_line_and_status_130_and_the_study_goes_on(tiny: str, tmp_path: Path) -> None:
+    journal = tmp_path / "a.journal"
+    words = ["tune", tiny, *ESTIMATE, "--sampler", "random", "--trials", "100000", "--storage", str(journal)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "perfmodel", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 20_000):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert "recompute=" in out  # the best so far
+    done = len({row for row in journal.read_text().splitlines() if '"layout"' in row})
+    again = shell(*words[:-4], "--trials", str(done), "--storage", str(journal), "--json")
+    assert json.loads(again.stdout)["evaluated"] > 0
+    assert again.returncode == 0
+
+
+def test_a_closed_pipe_is_no_error(tiny: str) -> None:
+    command = f"{sys.executable} -m perfmodel hardware show trn2 | head -1"
+    run = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert run.stderr == ""
+    assert run.stdout
+
+
+def test_colour_is_for_terminals_that_want_it(tiny: str) -> None:
+    def on_a_terminal(**environment: str) -> str:
+        command = f"{sys.executable} -m perfmodel hardware show trn2"
+        run = subprocess.run(
+            ["script", "-qec", command, "/dev/null"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "TERM": "xterm-256color", **environment},
+        )
+        return run.stdout
+
+    assert "\x1b[1m" in on_a_terminal()
+    assert "\x1b[3" not in on_a_terminal(NO_COLOR="1")

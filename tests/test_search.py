@@ -1,0 +1,268 @@
+"""The search: the exhaustive answer is the optimum, samplers come near it, studies hold what was found."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from conftest import TINY
+from machines import fake_machine
+
+from perfmodel import Graph, LayoutError, Machine, StudyError, load_machine, predict, trace
+from perfmodel.models.config import parse_config
+from perfmodel.models.training import train_program
+from perfmodel.rules import OUT_OF_MEMORY
+from tuner import Result, Space, search
+from tuner.objective import OBJECTIVES
+from tuner.space import POLICIES, layouts_of
+from tuner.study import SAMPLERS, Journal
+
+RANKS, BATCH = 16, 16
+SPACE = Space(ranks=RANKS, global_batches=(BATCH,))
+
+
+@cache
+def graphs() -> dict[str, Graph]:
+    config = parse_config(TINY, "tiny")
+    return {policy: trace(train_program(config, seq_len=64, recompute=policy)) for policy in POLICIES}
+
+
+@cache
+def found() -> Result:
+    return search(graphs(), SPACE, load_machine("trn2"))
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_the_best_is_the_best_of_all_layouts_priced_one_by_one(name: str) -> None:
+    machine, objective = load_machine("trn2"), OBJECTIVES[name]
+    result = search(graphs(), SPACE, machine, objective=objective, top=5)
+    values = []
+    for structure, rows in SPACE.tables.values():
+        for i in range(len(rows)):
+            estimate = predict(graphs()[structure.recompute], layouts_of(structure, rows).at(i), machine)
+            if estimate.fits:
+                values.append(float(objective.value(estimate)))
+    best = sorted(values, key=lambda value: objective.sense * value)[:5]
+    assert [float(objective.value(candidate.estimate)) for candidate in result.top] == best
+    assert (result.evaluated, result.feasible) == (sum(len(rows) for _, rows in SPACE.tables.values()), len(values))
+
+
+def test_what_fell_and_what_fits_is_everything() -> None:
+    result = found()
+    assert sum(result.fallen.values()) + result.feasible == result.evaluated
+    assert result.fallen
+
+
+def test_a_search_gives_the_same_list_every_time() -> None:
+    again = search(graphs(), SPACE, load_machine("trn2"))
+    assert [c.layout for c in again.top] == [c.layout for c in found().top]
+
+
+def test_candidates_carry_the_estimate_that_predict_gives() -> None:
+    for candidate in found().top:
+        alone = predict(graphs()[candidate.layout.recompute], candidate.layout, load_machine("trn2"))
+        assert candidate.estimate == alone
+
+
+def test_when_nothing_fits_the_nearest_miss_needs_least_memory() -> None:
+    machine = fake_machine(memory_bytes=1.0)
+    result = search(graphs(), SPACE, machine)
+    assert result.best is None
+    assert result.feasible == 0
+    assert result.nearest is not None
+    assert [reason.split(":")[0] for reason in result.nearest.estimate.reasons] == ["out of memory"]
+    assert float(result.nearest.estimate.memory_bytes) == least_memory(machine)
+
+
+def least_memory(machine: Machine) -> float:
+    """Of the layouts that break no rule but that of memory."""
+    least = np.inf
+    for structure, rows in SPACE.tables.values():
+        estimate = predict(graphs()[structure.recompute], layouts_of(structure, rows), machine)
+        others = [mask for rule, mask in estimate.violations.items() if rule != OUT_OF_MEMORY]
+        legal = ~np.any(np.stack(np.broadcast_arrays(*others)), axis=0)
+        least = min(least, np.min(np.asarray(estimate.memory_bytes)[legal], initial=np.inf))
+    return least
+
+
+def test_an_empty_space_is_an_error() -> None:
+    with pytest.raises(LayoutError, match="no layout of 16 ranks with tp=3"):
+        search(graphs(), Space(ranks=RANKS, global_batches=(BATCH,), fixed={"tp": 3}), load_machine("trn2"))
+
+
+def test_larger_batches_are_compared_in_one_search() -> None:
+    result = search(graphs(), Space(ranks=RANKS, global_batches=(16, 64)), load_machine("trn2"), top=3)
+    assert {c.layout.global_batch for c in result.top} == {64}
+
+
+# -- samplers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_a_sampler_comes_near_the_exhaustive_optimum_and_never_beats_it(sampler: str) -> None:
+    best = found().best
+    result = search(graphs(), SPACE, load_machine("trn2"), sampler=sampler, trials=150, seed=1)
+    assert best is not None
+    assert result.best is not None
+    ratio = float(best.estimate.tokens_per_s) / float(result.best.estimate.tokens_per_s)
+    assert 1.0 <= ratio < 1.25
+
+
+def test_random_draws_of_a_whole_space_reach_the_optimum() -> None:
+    space = Space(ranks=4, global_batches=(4,), fixed={"recompute": "full"}, policies=("full",))
+    best = search(graphs(), space, load_machine("trn2")).best
+    sampled = search(graphs(), space, load_machine("trn2"), sampler="random", trials=600).best
+    assert best is not None
+    assert sampled is not None
+    assert sampled.estimate.tokens_per_s == best.estimate.tokens_per_s
+
+
+# -- studies ------------------------------------------------------------------------------------------------------
+
+
+def studies(path: Path) -> list[optuna.Study]:
+    storage = optuna.storages.JournalStorage(Journal(path))
+    return [optuna.load_study(study_name=s.study_name, storage=storage) for s in storage.get_all_studies()]
+
+
+def test_the_study_of_an_exhaustive_search_knows_the_best_layout(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "a.journal"
+    result = search(graphs(), SPACE, load_machine("trn2"), storage=str(path))
+    (study,) = studies(path)
+    assert result.best is not None
+    assert result.study == str(path)
+    assert study.best_trial.user_attrs["layout"] == result.best.layout.notation()
+    assert study.best_value == result.best.estimate.tokens_per_s
+    choices, quantiles = SPACE.encode(result.best.layout)
+    assert study.best_params == {"choices": choices, **quantiles}
+
+
+def test_the_same_search_again_adds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    for _ in range(2):
+        search(graphs(), SPACE, load_machine("trn2"), storage=str(path))
+    (study,) = studies(path)
+    layouts = [trial.user_attrs["layout"] for trial in study.trials]
+    assert len(layouts) == len(set(layouts)) == min(100, found().feasible)
+
+
+def test_another_search_is_another_study(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    search(graphs(), SPACE, load_machine("trn2"), storage=str(path))
+    search(graphs(), SPACE, load_machine("h100"), storage=str(path))
+    search(graphs(), SPACE, load_machine("trn2"), storage=str(path), objective=OBJECTIVES["memory"])
+    assert len(studies(path)) == 3
+
+
+def test_a_sampler_goes_on_where_its_study_ended(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.journal")
+    for trials in (20, 50, 50):
+        result = search(graphs(), SPACE, load_machine("trn2"), sampler="random", trials=trials, storage=path)
+    (study,) = studies(Path(path))
+    assert len(study.trials) == 50
+    assert result.evaluated == len({trial.user_attrs["layout"] for trial in study.trials})
+
+
+def test_layouts_that_do_not_fit_are_marked_in_the_study(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    machine = fake_machine(memory_bytes=1.0)
+    search(graphs(), SPACE, machine, sampler="random", trials=10, storage=str(path))
+    (study,) = studies(path)
+    assert all(trial.constraints["memory over capacity"] > 0 for trial in study.trials)
+
+
+def test_a_study_in_a_database(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    result = search(graphs(), SPACE, load_machine("trn2"), sampler="random", trials=5, storage=url)
+    (name,) = optuna.get_all_study_names(url)
+    assert len(optuna.load_study(study_name=name, storage=url).trials) == 5
+    assert result.study == url
+
+
+@pytest.mark.parametrize(
+    "storage", ["/proc/no/such.journal", "nosuchdriver://host/db", "sqlite:////proc/no/such.db", "not a url://x"]
+)
+def test_a_storage_that_cannot_be_opened_is_an_error_before_the_search(storage: str) -> None:
+    with pytest.raises(StudyError, match=r"got .*expected .*give another --storage"):
+        search(graphs(), SPACE, load_machine("trn2"), storage=storage)
+
+
+def test_a_folder_is_no_journal(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="Is a directory"):
+        search(graphs(), SPACE, load_machine("trn2"), storage=str(tmp_path))
+
+
+def test_a_file_of_another_kind_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("dear diary, half a li")
+    with pytest.raises(StudyError, match="a file of another kind"):
+        search(graphs(), SPACE, load_machine("trn2"), storage=str(path))
+    assert path.read_text() == "dear diary, half a li"
+
+
+def test_half_a_line_at_the_end_of_a_journal_is_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    search(graphs(), SPACE, load_machine("trn2"), sampler="random", trials=3, storage=str(path))
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"op_code":4,"wor')
+    (study,) = studies(path)
+    assert len(study.trials) == 3
+    assert path.read_bytes() == whole
+
+
+FULL_DISK = """
+import resource
+import sys
+from test_search import *
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+result = search(graphs(), SPACE, load_machine("trn2"), sampler=sys.argv[2], trials=100, storage=sys.argv[1])
+print(json.dumps([result.study, result.study_error, len(result.top)]))
+"""
+
+
+@pytest.mark.parametrize("sampler", ["exhaustive", "random"])
+def test_a_full_disk_costs_the_study_but_neither_the_result_nor_the_file(tmp_path: Path, sampler: str) -> None:
+    path = tmp_path / "a.journal"
+    run = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path), sampler],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    study, error, shown = json.loads(run.stdout)
+    assert study is None
+    assert "File too large" in error
+    assert shown == 10 if sampler == "exhaustive" else shown > 0
+    assert path.read_bytes().endswith(b"\n")
+    (kept,) = studies(path)
+    assert 0 < len(kept.get_trials(states=(optuna.trial.TrialState.COMPLETE,))) < 100
+
+
+@pytest.mark.parametrize("sampler", ["exhaustive", "random"])
+def test_ctrl_c_ends_between_two_trials(tmp_path: Path, sampler: str) -> None:
+    path = tmp_path / "a.journal"
+
+    def interrupt() -> None:
+        while not path.exists() or path.stat().st_size < 10_000:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    result = search(graphs(), SPACE, load_machine("trn2"), sampler=sampler, trials=1000, storage=str(path))
+    assert result.interrupted
+    assert result.best is not None
+    (study,) = studies(path)
+    states = {trial.state for trial in study.trials}
+    assert states == {optuna.trial.TrialState.COMPLETE}
+    assert 0 < len(study.trials) < (100 if sampler == "exhaustive" else 1000)

@@ -1,0 +1,54 @@
+"""The best layouts seen so far, and why the others fell."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfmodel import Estimate, Layout
+from tuner.objective import Objective
+
+
+@dataclass(kw_only=True)
+class Ranking:
+    """What remains of a pass over layouts.
+
+    keep:    how many of the best to hold
+    best:    (score, layout), best first
+    fallen:  layouts by the first rule that each one breaks
+    nearest: the layout that misses by least
+    """
+
+    objective: Objective
+    keep: int
+    best: list[tuple[float, Layout]] = field(default_factory=list)
+    evaluated: int = 0
+    feasible: int = 0
+    fallen: Counter[str] = field(default_factory=Counter)
+    nearest: Layout | None = None
+    _distance: tuple[float, float] = (np.inf, np.inf)
+
+    def add(self, layouts: Layout, estimate: Estimate) -> None:
+        """Take in one layout, or an array of them, with its estimate."""
+        scores = np.atleast_1d(self.objective.score(estimate))
+        fits = np.broadcast_to(estimate.fits, scores.shape)
+        broken = np.stack([np.broadcast_to(mask, scores.shape) for mask in estimate.violations.values()])
+        self.evaluated += scores.size
+        self.feasible += int(np.count_nonzero(fits))
+        # A stable sort, so that equal scores keep the order of the space and a search gives the same list every time.
+        order = np.argsort(scores, kind="stable")[: self.keep]
+        found = [(float(scores[i]), layouts.at(int(i))) for i in order if np.isfinite(scores[i])]
+        self.best = sorted(self.best + found, key=lambda pair: pair[0])[: self.keep]
+        counts = np.bincount(np.argmax(broken, axis=0)[~fits], minlength=len(broken))
+        self.fallen.update({rule: int(n) for rule, n in zip(estimate.violations, counts, strict=True) if n})
+        self._note_nearest(layouts, broken.sum(axis=0), np.broadcast_to(estimate.memory_bytes, scores.shape))
+
+    def _note_nearest(self, layouts: Layout, misses: NDArray[np.int64], memory: NDArray[np.float64]) -> None:
+        """Of the layouts that break fewest rules, but one at least, the one that needs least memory."""
+        i = int(np.lexsort((memory, np.where(misses > 0, misses, np.inf)))[0])
+        distance = (float(misses[i]), float(memory[i]))
+        if misses[i] and distance < self._distance:
+            self._distance, self.nearest = distance, layouts.at(i)
