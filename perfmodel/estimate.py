@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from perfmodel.price import CollectiveCost
+from perfmodel.rules import reason
 from perfmodel.work import Number
 
 ARRAYS = (
@@ -35,7 +36,8 @@ class Estimate:
     mfu:                   model FLOPs over quoted peak [1]
     tokens_per_s:          of the whole job [1/s]
     memory_bytes:          on the fullest rank, against memory_capacity_bytes of a rank [B]
-    fits:                  whether the layout breaks no rule; `violations` says which it breaks, `reasons` why
+    fits:                  whether the layout breaks no rule; `violations` says which it breaks, `reasons` why (only of
+                           a scalar estimate: take one with `at`)
     bound:                 what takes the largest part of the step
     breakdown:             seconds by phase, exposed collective class, bubble and overhead; sums to step_time_s
     memory_parts:          bytes by what holds them; sums to memory_bytes
@@ -61,15 +63,14 @@ class Estimate:
     sources: tuple[str, ...]
 
     def at(self, i: int) -> Estimate:
-        """The i-th estimate of arrays, as plain numbers."""
+        """The i-th estimate of arrays, as plain numbers and with reasons: what `predict` answers for that layout."""
         picked: dict[str, Any] = {name: _pick(getattr(self, name), i) for name in ARRAYS}
         for name in TABLES:
             picked[name] = {key: _pick(value, i) for key, value in getattr(self, name).items()}
-        picked["collectives"] = tuple(
-            replace(c, bytes=_pick(c.bytes, i), count=_pick(c.count, i), seconds=_pick(c.seconds, i))
-            for c in self.collectives
-        )
-        return replace(self, **picked)
+        picked["collectives"] = tuple(_pick_collective(c, i) for c in self.collectives)
+        needed, capacity = picked["memory_bytes"], picked["memory_capacity_bytes"]
+        broken = (rule for rule, breaks in picked["violations"].items() if breaks)
+        return replace(self, **picked, reasons=tuple(reason(rule, needed, capacity) for rule in broken))
 
     def to_json(self) -> dict[str, Any]:
         """A scalar estimate as plain dicts and lists; collectives that never run are left out."""
@@ -93,6 +94,13 @@ class Estimate:
                 if c.seconds > 0.0
             ],
         }
+
+
+def _pick_collective(c: CollectiveCost, i: int) -> CollectiveCost:
+    """One layout's collective, over those of its axes that have more than one rank there."""
+    sizes = {axis: size for axis, size in ((axis, _pick(size, i)) for axis, size in c.sizes.items()) if size > 1.0}
+    picked = {name: _pick(getattr(c, name), i) for name in ("bytes", "count", "seconds")}
+    return replace(c, axis="+".join(sizes), sizes=sizes, **picked)
 
 
 def _pick(value: Any, i: int) -> Any:

@@ -1,7 +1,9 @@
 """Which ops share a kernel, and what such a kernel still reads from and writes to memory.
 
 Elementwise ops, their layout changes and the reductions that end them run as one kernel, as XLA-like compilers fuse
-them; matmuls, marked kernels, sorts and scatters stand alone. A value that only lives inside a kernel costs nothing.
+them; matmuls, marked kernels, sorts and scatters stand alone. A value that only lives inside a kernel costs nothing,
+and a value that is cheap to compute is computed again in every kernel that reads it where that moves fewer bytes.
+Arithmetic on single numbers, such as loop counters, takes no kernel.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from perfmodel.graph import Op, Work
-from perfmodel.shard import LocalLoop, LocalNode, LocalOp, ShardedGraph
+from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, ShardedGraph
 from perfmodel.work import Amount, Term, amount, resized
 
 ALONE = frozenset(
@@ -28,6 +30,13 @@ ALONE = frozenset(
 )
 SLICES = ("dynamic_slice", "gather")
 VIEWS = ("dynamic_slice", "reshape", "transpose", "bitcast_convert")
+REPEATED = (
+    "abs add and bitcast_convert broadcast_in_dim ceil clamp compare concatenate convert divide dynamic_slice floor "
+    "iota is_finite maximum minimum multiply negate not or pad reduce_precision reshape reverse select sign slice "
+    "subtract transpose xor"
+)
+CHEAP = frozenset(REPEATED.split())
+"""Ops that a compiler would rather repeat than store, as XLA's `InstructionFusion::IsExpensive` has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +45,8 @@ class Kernel:
 
     flops:  FLOPs that the hardware executes, by (engine, element type) [FLOP]
     bytes:  traffic across the kernel's boundary [B]
-    nodes:  positions of its ops in the region it belongs to
+    nodes:  positions of its ops in the region it belongs to, those repeated from other kernels left out
+    inputs: copies from outside that it works on
     stored: copies that it writes to memory of their own (not those that alias a view or an updated buffer)
     """
 
@@ -46,23 +56,16 @@ class Kernel:
     label: str
     source: str
     nodes: tuple[int, ...]
+    inputs: tuple[int, ...] = ()
     stored: tuple[int, ...] = ()
 
 
 def fuse(sharded: ShardedGraph, region: Sequence[LocalNode], kept: Iterable[int]) -> list[Kernel]:
     """Kernels of one region (a loop body or the whole program); `kept` are the copies that live on after it."""
-    groups = _groups(sharded, region)
-    readers: dict[int, set[int]] = {}
-    for i, node in enumerate(region):
-        for copy in node.operands:
-            readers.setdefault(copy, set()).add(groups.get(i, -1 - i))
-    for copy in kept:
-        readers.setdefault(copy, set()).add(len(region))
-    members: dict[int, list[int]] = {}
-    for i, group in groups.items():
-        members.setdefault(group, []).append(i)
-    kernels = [_kernel(sharded, region, nodes, group, readers) for group, nodes in members.items()]
-    return [kernel for kernel in kernels if kernel.bytes or kernel.flops]
+    draft = _Draft(sharded, region, kept)
+    draft.repeat_cheap_ops()
+    kernels = map(draft.kernel, draft.members)
+    return [kernel for kernel in kernels if kernel and (kernel.bytes or kernel.flops)]
 
 
 def _fusible(op: Op) -> bool:
@@ -107,20 +110,114 @@ def _is_tensor(sharded: ShardedGraph, copy: int) -> bool:
     return bool(sharded.copies[copy].state.dims)
 
 
-def _kernel(
-    sharded: ShardedGraph,
-    region: Sequence[LocalNode],
-    nodes: Sequence[int],
-    group: int,
-    readers: Mapping[int, set[int]],
-) -> Kernel:
-    ops = [node for node in (region[i] for i in nodes) if isinstance(node, LocalOp)]
+class _Draft:
+    """Kernels in the making: which ops are in each (`members`), and which kernels read each copy (`readers`)."""
+
+    def __init__(self, sharded: ShardedGraph, region: Sequence[LocalNode], kept: Iterable[int]) -> None:
+        self.sharded = sharded
+        self.region = region
+        self.group = _groups(sharded, region)
+        self.maker = {copy: i for i, node in enumerate(region) for copy in node.results}
+        self.members: dict[int, list[int]] = {}
+        self.readers: dict[int, set[int]] = {}
+        for i, group in self.group.items():
+            self.members.setdefault(group, []).append(i)
+        for i, node in enumerate(region):
+            for copy in node.operands:
+                self.readers.setdefault(copy, set()).add(self.group.get(i, -1 - i))
+        for copy in kept:
+            self.readers.setdefault(copy, set()).add(len(region))
+
+    def op(self, i: int) -> Op:
+        """The op at a position that belongs to a kernel."""
+        node = self.region[i]
+        assert isinstance(node, LocalOp)
+        return node.op
+
+    def elsewhere(self, copy: int) -> set[int]:
+        """Readers of a copy other than the kernel that makes it."""
+        return self.readers.get(copy, set()) - {self.group.get(self.maker.get(copy, -1), -1)}
+
+    def repeat_cheap_ops(self) -> None:
+        """Where it moves fewer bytes, let readers in other kernels compute a value again from what made it."""
+        for i in self.group:
+            if self.op(i).kind in CHEAP:
+                for copy in self.region[i].results:
+                    if _is_tensor(self.sharded, copy):
+                        self._repeat(copy)
+
+    def _repeat(self, copy: int) -> None:
+        outside = self.elsewhere(copy)
+        if not outside or not all(map(self._takes_more, outside)):
+            return
+        ops, sources = self._recipe(copy)
+        fetches = {source: len(outside - self.readers[source]) + (not self._stored(source)) for source in sources}
+        fetched = sum(sources[source] * count for source, count in fetches.items())
+        if fetched >= self._bytes(copy) * (1 + len(outside)):
+            return
+        self.readers[copy] -= outside
+        for source in sources:
+            self.readers[source].update(outside)
+        for group in outside:
+            self.members[group] = sorted({*self.members[group], *ops})
+
+    def _takes_more(self, group: int) -> bool:
+        """Whether ops may be added to a kernel."""
+        return any(_fusible(self.op(i)) for i in self.members.get(group, ()))
+
+    def _stored(self, copy: int) -> bool:
+        """Whether a copy is in memory: made by no op of this region, by one that cannot be fused, or read elsewhere."""
+        return self.maker.get(copy) not in self.group or bool(self.elsewhere(copy))
+
+    def _recipe(self, copy: int) -> tuple[set[int], dict[int, float]]:
+        """Ops that make a copy from values in memory (or worth putting there), and the bytes to fetch of each."""
+        ops: set[int] = set()
+        sources: dict[int, float] = {}
+        wanted = [copy]
+        while wanted:
+            i = self.maker[wanted.pop()]
+            ops.add(i)
+            for k, operand in enumerate(self.region[i].operands):
+                if operand in self.sharded.free:
+                    continue
+                if self._stored(operand) or self.op(self.maker[operand]).kind not in CHEAP:
+                    sliced = k == 0 and self.op(i).kind in SLICES
+                    sources[operand] = self._bytes(self.region[i].results[0] if sliced else operand)
+                else:
+                    wanted.append(operand)
+        return ops, sources
+
+    def _bytes(self, copy: int) -> float:
+        return self.sharded.graph.bytes(self.sharded.copies[copy].value)
+
+    def kernel(self, group: int) -> Kernel | None:
+        """One kernel, without the ops that nobody needs any more; None if no tensor is left in it."""
+        ops: list[LocalOp] = []
+        own: dict[int, LocalOp] = {}
+        stored: list[int] = []
+        wanted: set[int] = set()
+        for i in reversed(self.members[group]):
+            node = self.region[i]
+            assert isinstance(node, LocalOp)
+            needed = [c for c in node.results if self.elsewhere(c)] if self.group[i] == group else []
+            if needed or wanted.intersection(node.results):
+                wanted.update(node.operands)
+                ops.insert(0, node)
+                stored[:0] = needed
+                if self.group[i] == group:
+                    own[i] = node
+        touched = (copy for local in own.values() for copy in (*local.operands, *local.results))
+        return _kernel(self.sharded, ops, own, stored) if any(_is_tensor(self.sharded, c) for c in touched) else None
+
+
+def _kernel(sharded: ShardedGraph, ops: Sequence[LocalOp], own: Mapping[int, LocalOp], needed: Sequence[int]) -> Kernel:
     flops: dict[tuple[str, str], list[Term]] = {}
     for local in ops:
         for engine, dtype, term in executed(sharded, local):
             flops.setdefault((engine, dtype), []).append(term)
-    main = max(ops, key=lambda local: sum(work.flops for work in local.op.work))
-    needed = [copy for local in ops for copy in local.results if readers.get(copy, set()) - {group}]
+    main = max(own.values(), key=lambda local: sum(work.flops for work in local.op.work))
+    inside = {copy for local in ops for copy in local.results}
+    inputs = {copy: None for local in ops for copy in local.operands if copy not in inside}
     view = all(_is_view(local.op) for local in ops)
     return Kernel(
         flops={key: amount(terms) for key, terms in flops.items()},
@@ -128,7 +225,8 @@ def _kernel(
         phase=main.op.phase,
         label=main.op.kind,
         source=main.op.source,
-        nodes=tuple(nodes),
+        nodes=tuple(sorted(own)),
+        inputs=tuple(inputs),
         stored=() if view else tuple(needed),
     )
 

@@ -54,16 +54,21 @@ class Layout:
     sp: bool = True
     recompute: str = "full"
 
+    @staticmethod
+    def read_keys(notation: str) -> dict[str, Any]:
+        """The values of the keys in `tp=8,recompute=full`; raises LayoutError for unknown keys and bad values."""
+        given = _pairs(notation)
+        absent = [key for key, text in given.items() if key in NOT_YET and text == "1"]
+        return {key: _value(key, text) for key, text in given.items() if key not in absent}
+
     @classmethod
     def parse(cls, notation: str, *, ranks: int, global_batch: int = 1) -> Layout:
         """Read `dp=4,fsdp=8,tp=8,...`; axes left out are 1, dp fills what is left when not given.
 
         Raises LayoutError for unknown keys, bad values, and sizes that do not multiply to `ranks`.
         """
-        given = _pairs(notation)
-        absent = [key for key, text in given.items() if key in NOT_YET and text == "1"]
-        values = {key: _value(key, text) for key, text in given.items() if key not in absent}
-        layout = cls(**values, global_batch=global_batch)
+        given = cls.read_keys(notation)
+        layout = cls(**given, global_batch=global_batch)
         used = math.prod(int(getattr(layout, axis)) for axis in AXES)
         if "dp" not in given:
             if ranks % used:
@@ -175,7 +180,9 @@ def _value(key: str, text: str) -> Any:
         raise LayoutError(f"layout: got key {key!r}, expected one of {', '.join(KEYS)}: correct or remove it")
     if key == "recompute":
         if text not in RECOMPUTE:
-            raise LayoutError(f"layout: got recompute={text}, expected one of {', '.join(RECOMPUTE)}")
+            raise LayoutError(
+                f"layout: got recompute={text}, expected one of {', '.join(RECOMPUTE)}: choose one of them"
+            )
         return text
     if not text.isdecimal():
         raise LayoutError(f"layout: got {key}={text}, expected a whole number: write it as {key}=1")
@@ -183,5 +190,5 @@ def _value(key: str, text: str) -> Any:
     low, high = {"zero": (0, 3), "sp": (0, 1)}.get(key, (1, None))
     if number < low or (high is not None and number > high):
         upper = f"{low} to {high}" if high is not None else f"at least {low}"
-        raise LayoutError(f"layout: got {key}={number}, expected {upper}")
+        raise LayoutError(f"layout: got {key}={number}, expected {upper}: change {key}")
     return bool(number) if key == "sp" else number

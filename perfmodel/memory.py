@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perfmodel.fuse import fuse
-from perfmodel.shard import LOCAL, LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
+from perfmodel.fuse import Kernel, fuse
+from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
 from perfmodel.stage import StageMap
+from perfmodel.state import LOCAL
 from perfmodel.work import SYMBOLS, Amount, Evaluator, Number, Term, amount
 
 ONLY, FIRST, LAST = "only", "first", "last"
@@ -23,13 +24,15 @@ ONLY, FIRST, LAST = "only", "first", "last"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residents:
     """Bytes that one stage keeps: by role for the whole step, saved activations of one microbatch in flight, and
-    the live bytes (gradients and saved activations included) at each point that may be the peak.
+    the live bytes (gradients and saved activations included) at each point that may be the peak, inside the loop over
+    microbatches (`repeated`) and outside (`once`).
     """
 
     kept: Mapping[str, Amount]
     gradients: Amount
     saved: Amount
-    points: tuple[Amount, ...]
+    repeated: tuple[Amount, ...]
+    once: tuple[Amount, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,18 +75,20 @@ def memory_use(plan: MemoryPlan, sizes: Mapping[str, Number], reserve: float) ->
 
 
 def _stage_use(residents: Residents, evaluate: Evaluator, in_flight: Number) -> dict[str, Number]:
+    """Bytes of one stage by what holds them; microbatches in flight beyond the one at work add what they saved."""
     kept = {role: evaluate.amount(each) for role, each in residents.kept.items()}
     gradients, saved = evaluate.amount(residents.gradients), evaluate.amount(residents.saved)
+    waiting = gradients + saved * in_flight
+    repeated = _peak(residents.repeated, evaluate) + saved * (in_flight - 1.0)
+    live = np.maximum(np.maximum(repeated, _peak(residents.once, evaluate)), waiting)
+    return {**kept, "gradients": gradients, "activations": saved * in_flight, "working set": live - waiting}
+
+
+def _peak(points: Sequence[Amount], evaluate: Evaluator) -> Number:
     peak: Number = 0.0
-    for point in residents.points:
+    for point in points:
         peak = np.maximum(peak, evaluate.amount(point))
-    live = np.maximum(peak, gradients + saved)
-    return {
-        **kept,
-        "gradients": gradients,
-        "activations": saved * in_flight,
-        "working set": live - gradients - saved,
-    }
+    return peak
 
 
 class _Liveness:
@@ -93,6 +98,7 @@ class _Liveness:
         self.view = view
         self.gradients: list[Term] = []
         self.saved: list[Term] = []
+        self.repeated: list[Amount] = []
 
     def residents(self) -> Residents:
         graph = self.sharded.graph
@@ -100,12 +106,13 @@ class _Liveness:
         for parameter, copy in zip(graph.parameters, self.sharded.parameters, strict=True):
             role = parameter.role if parameter.role in kept else "inputs"
             kept[role].extend(self.held(copy))
-        points = self.region(self.sharded.nodes, self.sharded.parameters, self.sharded.results, {}, repeated=False)
+        once = self.region(self.sharded.nodes, self.sharded.parameters, self.sharded.results, {})
         return Residents(
             kept={role: amount(terms) for role, terms in kept.items()},
             gradients=amount(self.gradients),
             saved=amount(self.saved),
-            points=_undominated(points),
+            repeated=_undominated(self.repeated),
+            once=_undominated(once),
         )
 
     def held(self, copy: int) -> list[Term]:
@@ -115,42 +122,38 @@ class _Liveness:
         return [self.sharded.copies[copy].bytes] if mine else []
 
     def region(
-        self,
-        nodes: Sequence[LocalNode],
-        parameters: Sequence[int],
-        kept: Sequence[int],
-        outside: Amount,
-        *,
-        repeated: bool,
+        self, nodes: Sequence[LocalNode], parameters: Sequence[int], kept: Sequence[int], outside: Amount
     ) -> list[Amount]:
-        """Live bytes at each node of a region, `outside` included."""
-        births, last = self._births(nodes, parameters, kept), _last_uses(nodes, kept)
-        if repeated:
-            self._note_saved(nodes, births, last)
+        """Live bytes at each node of a region, `outside` included; those of a microbatch go to `self.repeated`."""
+        kernels = fuse(self.sharded, nodes, kept)
+        births, last = self._births(nodes, kernels, parameters, kept), self._last_uses(nodes, kernels, kept)
+        self._note_saved(nodes, births, last)
         points: list[Amount] = []
         live: dict[int, Term] = {}
         for i, node in enumerate(nodes):
             live.update({copy: term for copy in births.get(i, ()) for term in self.held(copy)})
             here = _plus(outside, amount(live.values()))
             if isinstance(node, LocalLoop):
-                inner = node.trips.exponents[SYMBOLS.index("microbatch")] != 0
-                if inner:
+                inside = self.region(node.body, node.parameters, node.yields, here)
+                if node.trips.exponents[SYMBOLS.index("microbatch")]:
                     self.gradients.extend(t for c in births.get(i, ()) if c in node.results for t in self.held(c))
-                points.extend(self.region(node.body, node.parameters, node.yields, here, repeated=inner))
+                    self.repeated.extend(inside)
+                else:
+                    points.extend(inside)
             points.append(here)
             live = {copy: term for copy, term in live.items() if last.get(copy, -1) > i}
         return points
 
     def _births(
-        self, nodes: Sequence[LocalNode], parameters: Sequence[int], kept: Sequence[int]
+        self, nodes: Sequence[LocalNode], kernels: Sequence[Kernel], parameters: Sequence[int], kept: Sequence[int]
     ) -> dict[int, list[int]]:
         """Copies that get memory of their own at each node."""
         updated = self._updated(parameters, kept)
         births: dict[int, list[int]] = {}
         maker = {copy: i for i, node in enumerate(nodes) for copy in node.results}
-        for kernel in fuse(self.sharded, nodes, kept):
+        for kernel in kernels:
             for copy in kernel.stored:
-                if copy not in updated:
+                if copy not in updated and not self._alias(nodes[maker[copy]]):
                     births.setdefault(maker[copy], []).append(copy)
         for i, node in enumerate(nodes):
             if isinstance(node, Reshard) and node.kind not in LOCAL and node.result not in updated:
@@ -161,9 +164,39 @@ class _Liveness:
                     for parameter, left, result in zip(node.parameters, node.yields, node.results, strict=True)
                     if parameter != left
                 )
-            elif isinstance(node, LocalOp) and node.op.kind == "dynamic_update_slice":
-                births[i] = [copy for copy in births.get(i, []) if copy not in node.results]
         return births
+
+    def _last_uses(self, nodes: Sequence[LocalNode], kernels: Sequence[Kernel], kept: Sequence[int]) -> dict[int, int]:
+        """Position where each copy, or another name for its memory, is needed for the last time."""
+        maker = {copy: i for i, node in enumerate(nodes) for copy in node.results}
+        stored = {copy for kernel in kernels for copy in kernel.stored}
+        last = dict(maker)
+
+        def use(copy: int, i: int) -> None:
+            last[copy] = max(last.get(copy, i), i)
+            if copy in maker:
+                node = nodes[maker[copy]]
+                if self._alias(node) or (isinstance(node, LocalOp) and copy not in stored):  # a view
+                    for operand in node.operands[:1]:
+                        use(operand, i)
+
+        for kernel in kernels:
+            for copy in kernel.inputs:
+                use(copy, max(kernel.nodes))
+        for i, node in enumerate(nodes):
+            if not isinstance(node, LocalOp):
+                for copy in node.operands:
+                    use(copy, i)
+        for copy in kept:
+            use(copy, len(nodes))
+        return last
+
+    def _alias(self, node: LocalNode) -> bool:
+        """Whether a node's result takes the place of its first operand in memory."""
+        if isinstance(node, Reshard):
+            return node.kind in LOCAL
+        updates = isinstance(node, LocalOp) and node.op.kind == "dynamic_update_slice"
+        return updates and node.operands[0] not in self.sharded.free
 
     def _updated(self, parameters: Sequence[int], kept: Sequence[int]) -> set[int]:
         """Kept copies that take over the buffer of a parameter of the same form."""
@@ -191,16 +224,6 @@ class _Liveness:
                 for copy in copies:
                     if last.get(copy, -1) >= loops[-1]:
                         self.saved.extend(self.held(copy))
-
-
-def _last_uses(nodes: Sequence[LocalNode], kept: Sequence[int]) -> dict[int, int]:
-    last = {copy: i for i, node in enumerate(nodes) for copy in _touched(node)}
-    last.update(dict.fromkeys(kept, len(nodes)))
-    return last
-
-
-def _touched(node: LocalNode) -> Sequence[int]:
-    return (*node.operands, *node.results)
 
 
 def _plus(a: Amount, b: Amount) -> Amount:

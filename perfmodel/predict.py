@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,8 +15,9 @@ from perfmodel.graph import Graph
 from perfmodel.layout import Layout, assignment
 from perfmodel.machine import Machine
 from perfmodel.memory import MemoryPlan, MemoryUse, memory_use, plan_memory
-from perfmodel.price import Costs, Plan, analyse, price
-from perfmodel.rules import Constraint, constraints, reason, violations
+from perfmodel.plan import Plan, analyse
+from perfmodel.price import Costs, price
+from perfmodel.rules import Constraint, constraints, violations
 from perfmodel.schedule import CLASSES, PHASES, StepTime, step_time
 from perfmodel.shard import shard
 from perfmodel.work import Number
@@ -110,16 +111,7 @@ def _estimate(
         assumptions=(*ASSUMPTIONS, *machine.assumptions),
         sources=machine.sources,
     )
-    if np.ndim(time.expected) or np.ndim(fits):
-        return estimate
-    return _explained(estimate.at(0))
-
-
-def _explained(estimate: Estimate) -> Estimate:
-    """A scalar estimate with a sentence for each rule it breaks."""
-    needed, capacity = float(estimate.memory_bytes), float(estimate.memory_capacity_bytes)
-    reasons = tuple(reason(rule, needed, capacity) for rule, broken in estimate.violations.items() if broken)
-    return replace(estimate, reasons=reasons)
+    return estimate if np.ndim(time.expected) or np.ndim(fits) else estimate.at(0)
 
 
 ENGINES = {
@@ -136,15 +128,16 @@ LABELS = {
     "pipeline": "pipeline sends",
     "data": "gradient reduction",
     "bubble": "pipeline bubble",
+    "overhead": "step overhead",
 }
 
 
 def _bound(costs: Costs, time: StepTime) -> Any:
-    """Name of the largest part of the step: compute (by the engine that needs longest), a collective class, bubble."""
+    """Name of the largest part of the step: what decides most of the compute, a collective class, bubble, overhead."""
     compute: Number = 0.0
     for phase in PHASES:
         compute = compute + time.parts[phase]
-    parts = {"compute": compute, **{name: time.parts[name] for name in (*CLASSES, "data", "bubble")}}
+    parts = {"compute": compute, **{name: time.parts[name] for name in (*CLASSES, "data", "bubble", "overhead")}}
     engines = {name: costs.engine.get(name, 0.0) for name in ENGINES}
     largest = np.argmax(np.stack(np.broadcast_arrays(*parts.values())), axis=0)
     engine = np.argmax(np.stack(np.broadcast_arrays(*engines.values())), axis=0)

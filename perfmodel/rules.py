@@ -11,10 +11,11 @@ import numpy as np
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout
 from perfmodel.machine import Machine
-from perfmodel.shard import LocalLoop, LocalNode, LocalOp, ShardedGraph
+from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, ShardedGraph
 from perfmodel.topology import unsupported_group
 from perfmodel.work import RESIZABLE, TP, Number
 
+OUT_OF_MEMORY = "out of memory"
 PADDED = ("vocab",)
 """Axis names whose dims are padded until they divide, as trainers pad the vocabulary."""
 
@@ -73,25 +74,38 @@ def violations(
             product = product * sizes[axis]
         axes = "*".join(dict.fromkeys("tp" if axis in TP else axis for axis in rule.axes))
         name = f"{rule.name} {rule.size} not divisible by {axes}"
-        broken[name] = np.logical_or(broken.get(name, False), np.mod(float(rule.size), product) != 0.0)
-    microbatches = np.asarray(sizes["microbatch"])
-    broken["global batch not divisible by dp*fsdp*mb"] = (np.mod(microbatches, 1.0) != 0.0) | (microbatches < 1.0)
+        broken[name] = np.logical_or(broken.get(name, False), _uneven(rule.size, product))
     names = graph.named()
+    if "kv_heads" in names:
+        queries, keys = graph.size("q_per_kv"), graph.size("kv_heads")
+        name = f"q_per_kv {queries} not divisible by tp" if queries > 1 else f"kv_heads {keys} not divisible by tp"
+        broken[name] = np.logical_or(broken.get(name, False), _uneven(queries, sizes[TP[1]]))
+    microbatches = np.asarray(sizes["microbatch"])
+    broken["global batch not divisible by dp*fsdp*mb"] = np.mod(microbatches, 1.0) != 0.0
     if "microbatch" not in names:
         broken["no dim named microbatch, so dp*fsdp*mb must be the global batch"] = microbatches > 1.0
     if "batch" not in names:
         broken["no dim named batch to split over dp*fsdp*mb"] = np.asarray(layout.data * layout.mb) > 1.0
+    for axis, parts in {"tp": TP, "cp": ("cp",), "pp": ("pp",)}.items():
+        wanted = [name for name, axes in layout.assignment.compute if set(parts) & set(axes)]
+        if not names.keys() & wanted:
+            broken[f"no dim named {' or '.join(wanted)} to split over {axis}"] = np.asarray(getattr(layout, axis)) > 1.0
     broken["ranks do not fill whole chips"] = np.mod(layout.ranks, machine.ranks_per_chip) != 0
     for axis in machine.group_sizes:
         broken[f"group of {axis} not supported by {machine.name}"] = unsupported_group(
             axis, getattr(layout, axis, 1), machine
         )
-    broken["out of memory"] = np.asarray(memory) > machine.memory_bytes
+    broken[OUT_OF_MEMORY] = np.asarray(memory) > machine.memory_bytes
     return broken
+
+
+def _uneven(size: float, parts: Number) -> Any:
+    """Mask of the numbers of parts, which need not be whole, that a size does not divide into."""
+    return (np.mod(float(size), parts) != 0.0) | (np.mod(parts, 1.0) != 0.0)
 
 
 def reason(rule: str, memory: float, capacity: float) -> str:
     """A sentence for a broken rule."""
-    if rule == "out of memory":
+    if rule == OUT_OF_MEMORY:
         return f"out of memory: needs {memory / 2**30:.1f} GiB of {capacity / 2**30:.1f} GiB per rank"
     return rule

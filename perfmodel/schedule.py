@@ -5,8 +5,9 @@ A step is M microbatches through pp stages (1F1B), then what happens once: the r
     step = (M + pp - 1) t_microbatch + t_once + overhead
 
 t_microbatch is that of the slowest stage, compute plus the communication that compute does not hide. How much it may
-hide is one number per class of collective and machine: the share of the compute time that can run meanwhile. The
-bounds are the same formula with every share at 1 (lower) and at 0 (upper), so lower <= expected <= upper always.
+hide is one number per class of collective and machine: the share of the compute time that can run meanwhile. What
+happens once hides behind what the last microbatch leaves. The bounds are the same formula with every share at 1 (lower)
+and at 0 (upper), so lower <= expected <= upper always.
 """
 
 from __future__ import annotations
@@ -71,13 +72,14 @@ def _stage_parts(
     once = {phase: _sum(costs.compute, view, phase, repeated=False) for phase in PHASES}
     microbatch = _total(repeated)
     traffic = {klass: _sum(costs.communication, view, klass, repeated=True) for klass in CLASSES}
-    exposed = exposed_seconds(traffic, microbatch, overlap)
     data = {"data": _sum(costs.communication, view, "data", repeated=False)}
+    exposed = exposed_seconds({**traffic, **data}, microbatch, overlap)
+    data = {"data": exposed.pop("data")}
     count = sizes["microbatch"]
     return {
         **{phase: count * repeated[phase] + once[phase] for phase in PHASES},
         **{klass: count * seconds for klass, seconds in exposed.items()},
-        **exposed_seconds(data, microbatch, overlap),
+        **data,
         "bubble": (sizes["pp"] - 1.0) * (microbatch + _total(exposed)),
     }
 

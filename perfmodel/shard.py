@@ -7,105 +7,13 @@ strategy by name, nor the size of any axis: sizes stay symbols (`perfmodel.work`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Sequence
 
 from perfmodel.graph import DTYPE_BYTES, Graph, Loop, Op
 from perfmodel.layout import Assignment, Rules
-from perfmodel.work import TP, Term, resized
-
-Axes: TypeAlias = tuple[str, ...]
-LOCAL = ("slice", "mask")
-"""Changes of state that move nothing: dropping all but one's own part, counting a whole value once in a sum."""
-Sharding: TypeAlias = tuple[tuple[Axes, ...], ...]  # per dim, per factor of the dim (major to minor)
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """How a value lies on the mesh: axes per dim and factor, and the axes over which it is a partial sum."""
-
-    dims: Sharding
-    partial: frozenset[str] = frozenset()
-
-    @property
-    def axes(self) -> frozenset[str]:
-        """Every mesh axis that shards a dim."""
-        return frozenset(axis for dim in self.dims for axes in dim for axis in axes)
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """One version of a graph value on the ranks: its state and its bytes on each."""
-
-    value: int
-    state: State
-    bytes: Term
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalOp:
-    """An op as each rank runs it; `axes` shards each local index. Operands and results are copies."""
-
-    op: Op
-    operands: tuple[int, ...]
-    results: tuple[int, ...]
-    axes: tuple[Axes, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reshard:
-    """A collective over mesh axes. `bytes` per rank: all_gather counts its output, reduce_scatter its input,
-    all_reduce and all_to_all their buffer.
-    """
-
-    kind: str
-    axes: Axes
-    operand: int
-    result: int
-    bytes: Term
-    phase: str
-    source: str
-
-    @property
-    def operands(self) -> tuple[int, ...]:
-        """The copy that goes in, as a tuple like an op's."""
-        return (self.operand,)
-
-    @property
-    def results(self) -> tuple[int, ...]:
-        """The copy that comes out, as a tuple like an op's."""
-        return (self.result,)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalLoop:
-    """A loop as each rank runs it, `trips` times; fields as in `perfmodel.graph.Loop`, over copies."""
-
-    loop: Loop
-    trips: Term
-    axes: Axes
-    operands: tuple[int, ...]
-    parameters: tuple[int, ...]
-    body: tuple[LocalNode, ...]
-    yields: tuple[int, ...]
-    results: tuple[int, ...]
-
-
-LocalNode: TypeAlias = LocalOp | Reshard | LocalLoop
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardedGraph:
-    """A graph under an assignment: local nodes over `copies`; `free` copies cost nothing to keep or reshape."""
-
-    graph: Graph
-    assignment: Assignment
-    copies: tuple[Copy, ...]
-    parameters: tuple[int, ...]
-    nodes: tuple[LocalNode, ...]
-    results: tuple[int, ...]
-    free: frozenset[int]
+from perfmodel.sharded import Copy, LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
+from perfmodel.state import LOCAL, Axes, State, after, sharding, steps, unclaimed
+from perfmodel.work import Term, resized
 
 
 def shard(graph: Graph, assignment: Assignment) -> ShardedGraph:
@@ -183,7 +91,7 @@ class _Sharder:
         for name, axes in rules:
             for d, i, claimed in claims:
                 if claimed == name:
-                    won = _free(axes, taken)
+                    won = unclaimed(axes, taken)
                     given[d, i] = given.get((d, i), ()) + won
                     taken.update(won)
         return State(tuple(tuple(given.get((d, i), ()) for i in range(len(dim))) for d, dim in enumerate(dims)))
@@ -209,7 +117,7 @@ class _Sharder:
             for i, each in zip(dim, dim_axes, strict=True):
                 axes[i] = each
         (source,), (dims,) = op.operands, op.operand_dims
-        operand = self.obtain(source, State(_sharding(dims, axes)), out, op.phase, op.source)
+        operand = self.obtain(source, State(sharding(dims, axes)), out, op.phase, op.source)
         result = self.define(value, State(state.dims))
         out.append(LocalOp(op=op, operands=(operand,), results=(result,), axes=tuple(axes)))
         return self._convert(result, state, out, op.phase, op.source)
@@ -226,13 +134,13 @@ class _Sharder:
 
     def _distance(self, have: State, want: State) -> int:
         """How many axes must communicate; a partial sum counts twice, since undoing it costs most."""
-        steps = _steps(have, want)
-        return sum(len(axes) for kind, axes in steps if kind not in LOCAL) + len(have.partial - want.partial)
+        moves = steps(have, want)
+        return sum(len(axes) for kind, axes in moves if kind not in LOCAL) + len(have.partial - want.partial)
 
     def _convert(self, copy: int, want: State, out: list[LocalNode], phase: str, source: str) -> int:
-        for kind, axes in _steps(self.copies[copy].state, want):
+        for kind, axes in steps(self.copies[copy].state, want):
             have = self.copies[copy]
-            state = _after(have.state, want, kind, axes)
+            state = after(have.state, want, kind, axes)
             new = self.define(have.value, state)
             size = self.copies[new].bytes if kind == "all_gather" else have.bytes
             reshard = Reshard(kind=kind, axes=axes, operand=copy, result=new, bytes=size, phase=phase, source=source)
@@ -258,7 +166,7 @@ class _Sharder:
         passing = frozenset() if free else self.passing(op, states)
         axes = self.local_axes(op, states, passing)
         operands = tuple(
-            self.obtain(v, State(_sharding(dims, axes), partial), out, op.phase, op.source)
+            self.obtain(v, State(sharding(dims, axes), partial), out, op.phase, op.source)
             for v, dims, partial in zip(
                 op.operands, op.operand_dims, self._carried_in(op, states, passing), strict=True
             )
@@ -267,7 +175,7 @@ class _Sharder:
         unreduced = []
         for value, dims, summed in zip(op.results, op.result_dims, op.summed, strict=True):
             partial = frozenset() if free else passing | {axis for i in summed for axis in axes[i]}
-            state = State(_sharding(dims, axes), partial)
+            state = State(sharding(dims, axes), partial)
             results.append(self.define(value, state, free=free))
             if partial and op.reducer != "add":
                 unreduced.append((value, State(state.dims)))
@@ -338,9 +246,9 @@ class _Sharder:
         blocked = set(op.blocked)
 
         def claim(i: int, axes: Sequence[str]) -> None:
-            won = _free(axes, taken)
-            chosen[i] = (*chosen[i], *won)
-            taken.update(won)
+            if won := unclaimed(axes, taken) if axes else ():
+                chosen[i] = (*chosen[i], *won)
+                taken.update(won)
 
         order = sorted(
             (i for i in range(len(op.local)) if i not in blocked and self.wanted[op.local[i]]),
@@ -465,49 +373,3 @@ class _Sharder:
                 row.append((*axes, *here))
             dims.append(tuple(row))
         return State(tuple(dims), frozenset(partial))
-
-
-def _free(axes: Sequence[str], taken: set[str]) -> Axes:
-    """Axes that nothing has claimed yet; the two halves of tp go together where both are wanted."""
-    free = tuple(axis for axis in axes if axis not in taken)
-    halves = set(TP) <= set(axes) and not set(TP) <= set(free)
-    return tuple(axis for axis in free if axis not in TP) if halves else free
-
-
-def _sharding(dims: Sequence[Sequence[int]], axes: Sequence[Axes]) -> Sharding:
-    return tuple(tuple(axes[i] for i in dim) for dim in dims)
-
-
-def _places(state: State) -> dict[str, tuple[int, int]]:
-    return {axis: (d, i) for d, dim in enumerate(state.dims) for i, axes in enumerate(dim) for axis in axes}
-
-
-def _steps(have: State, want: State) -> list[tuple[str, Axes]]:
-    """Collectives that lead from one state to another, those that shrink the value first."""
-    there, goal = _places(have), _places(want)
-    resolve = have.partial - want.partial
-    kinds: Mapping[str, set[str]] = {
-        "mask": set(want.partial - have.partial),
-        "slice": {a for a in goal if a not in there and a not in resolve},
-        "reduce_scatter": {a for a in resolve if a in goal},
-        "all_reduce": {a for a in resolve if a not in goal},
-        "all_to_all": {a for a in there if a in goal and there[a] != goal[a]},
-        "all_gather": {a for a in there if a not in goal},
-    }
-    return [(kind, tuple(sorted(axes))) for kind, axes in kinds.items() if axes]
-
-
-def _after(have: State, want: State, kind: str, axes: Axes) -> State:
-    """The state after one step: `axes` leave where they were, and lie where they are wanted."""
-    goal = _places(want)
-    rows = []
-    for d, (dim, wanted_dim) in enumerate(zip(have.dims, want.dims, strict=True)):
-        row = []
-        for i, (old, new) in enumerate(zip(dim, wanted_dim, strict=True)):
-            kept = {a for a in old if a not in axes} | {a for a in axes if goal.get(a) == (d, i)}
-            order = (*(a for a in new if a in kept), *(a for a in old if a in kept and a not in new))
-            row.append(tuple(order))
-        rows.append(tuple(row))
-    partial = have.partial - set(axes) if kind in ("reduce_scatter", "all_reduce") else have.partial
-    partial = partial | set(axes) if kind == "mask" else partial
-    return State(tuple(rows), partial)

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from hlo import Collective, read_module
 
 from perfmodel.layout import Assignment, Layout, Rules
-from perfmodel.shard import LOCAL, LocalLoop, LocalNode, Reshard, shard
+from perfmodel.shard import shard
+from perfmodel.sharded import LocalLoop, LocalNode, Reshard
+from perfmodel.state import LOCAL
 from perfmodel.work import TP, Evaluator, Number
 
 if TYPE_CHECKING:
@@ -238,7 +240,8 @@ def factor_names(module: ir.Module, program: Program) -> dict[ir.Value[Any], Nam
     """
     from jaxlib.mlir import ir, passmanager
 
-    from perfmodel.trace.walk import Hints, Walker
+    from perfmodel.trace.program import Hints
+    from perfmodel.trace.walk import Walker
 
     class Recorder(Walker):
         def __init__(self) -> None:

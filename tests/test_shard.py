@@ -11,7 +11,9 @@ from programs import B, D, F, L, M, S, mlp_graph
 
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout, assignment
-from perfmodel.shard import LOCAL, LocalLoop, LocalNode, Reshard, ShardedGraph, shard
+from perfmodel.shard import shard
+from perfmodel.sharded import LocalLoop, LocalNode, Reshard, ShardedGraph
+from perfmodel.state import LOCAL
 from perfmodel.work import Evaluator
 
 BF16, F32 = 2, 4

@@ -16,7 +16,9 @@ from partitioner import TINY_LLAMA, derived
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout
 from perfmodel.models import load_program
-from perfmodel.shard import LOCAL, LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph, shard
+from perfmodel.shard import shard
+from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
+from perfmodel.state import LOCAL
 from perfmodel.trace import Argument, Program, trace
 
 BF16, F32 = 2, 4

@@ -24,7 +24,7 @@ def spec(*shape: int, dtype: Any = F32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def program(fn: Callable[..., Any], *trees: Any, axes: Any = None) -> Program:
+def program(fn: Callable[..., Any], *trees: Any, axes: Any = None, hints: Hints | None = None) -> Program:
     arguments = tuple(
         Argument(
             name=f"x{i}",
@@ -34,7 +34,7 @@ def program(fn: Callable[..., Any], *trees: Any, axes: Any = None) -> Program:
         )
         for i, tree in enumerate(trees)
     )
-    return Program(name="test", fn=fn, arguments=arguments)
+    return Program(name="test", fn=fn, arguments=arguments, hints=hints or Hints())
 
 
 def flops(fn: Callable[..., Any], *trees: Any) -> float:
@@ -195,7 +195,7 @@ def test_a_loop_whose_count_depends_on_data_is_an_error_that_a_hint_mends() -> N
         trace(program(fn, *args))
     except TraceError as error:
         where = str(error).split(": got")[0]
-    assert trace(program(fn, *args), hints=Hints(trip_counts={where: 9})).flops() == 9 * 2 * B * K * K
+    assert trace(program(fn, *args, hints=Hints(trip_counts={where: 9}))).flops() == 9 * 2 * B * K * K
 
 
 def test_an_unknown_custom_call_is_an_error_that_a_hint_mends() -> None:
@@ -205,7 +205,7 @@ def test_an_unknown_custom_call_is_an_error_that_a_hint_mends() -> None:
     with pytest.raises(TraceError, match=r"test_trace.py:\d+: got op 'my_kernel'.*Hints\(costs="):
         trace(program(fn, spec(M, K)))
     hints = Hints(costs={"my_kernel": lambda operands, results: 5.0 * np.prod(operands[0])})
-    assert trace(program(fn, spec(M, K)), hints=hints).flops() == 5 * M * K
+    assert trace(program(fn, spec(M, K), hints=hints)).flops() == 5 * M * K
 
 
 def test_wrong_axes_are_errors() -> None:

@@ -11,21 +11,8 @@ from perfmodel import Layout
 from perfmodel.report.layout import pairs, table
 from perfmodel.units import format_bytes, format_count, format_seconds
 from tuner.result import Candidate, Result
-from tuner.space import AXES
 
-ONES = tuple(f"{axis}=1" for axis in AXES)
-COLUMNS = (
-    ">#",
-    "layout",
-    ">step",
-    ">MFU",
-    ">tokens/s",
-    ">memory",
-    ">of",
-    ">$/hour",
-    ">$/M tokens",
-    "bound by",
-)
+COLUMNS = (">#", "layout", ">step", ">MFU", ">tokens/s", ">memory", ">$/M tokens", "bound by")
 
 
 def report(result: Result, heading: str) -> Iterator[RenderableType]:
@@ -48,17 +35,16 @@ def _row(place: int, candidate: Candidate, *, show_batch: bool) -> tuple[str, ..
         format_seconds(float(e.step_time_s)),
         f"{100 * float(e.mfu):.1f} %",
         format_count(float(e.tokens_per_s)),
-        format_bytes(float(e.memory_bytes)),
-        format_bytes(float(e.memory_capacity_bytes)),
-        f"{float(e.cost_usd_per_hour):,.2f}",
+        f"{format_bytes(float(e.memory_bytes))} of {format_bytes(float(e.memory_capacity_bytes))}",
         f"{float(e.usd_per_million_tokens):.3g}",
         str(e.bound),
     )
 
 
 def short(layout: Layout) -> str:
-    """The layout as `--layout` reads it, without axes of size 1."""
-    return ",".join(part for part in layout.notation().split(",") if part not in ONES)
+    """The layout as `--layout` reads it, without what it takes for granted."""
+    default = Layout(mb=0).notation().split(",")  # the microbatch is always said
+    return ",".join(part for part in layout.notation().split(",") if part not in default)
 
 
 def _facts(result: Result) -> Iterator[tuple[str, str]]:
@@ -68,5 +54,8 @@ def _facts(result: Result) -> Iterator[tuple[str, str]]:
     if result.nearest is not None:
         why = "; ".join(result.nearest.estimate.reasons)
         yield "nearest miss", f"{short(result.nearest.layout)}: {why}"
+    if result.best is not None:
+        yield "left out", "axes of size 1, zero=3, sp=1, recompute=full"
+        yield "cost", f"${float(result.best.estimate.cost_usd_per_hour):,.2f} per hour"
     if result.study is not None:
         yield "study", result.study

@@ -61,9 +61,7 @@ def summary(estimate: Estimate) -> Iterator[tuple[str, str]]:
 
 
 def dollars(amount: float) -> str:
-    """`$143.04`, `$0.0421`, `$1.25 M`."""
-    if amount >= 1e6:
-        return f"${amount / 1e6:.2f} M"
+    """`$143.04`, `$0.0421`."""
     return f"${amount:,.2f}" if amount >= 1.0 else f"${amount:.3g}"
 
 

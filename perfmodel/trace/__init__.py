@@ -10,22 +10,21 @@ import jax
 from perfmodel.errors import TraceError
 from perfmodel.graph import Graph
 from perfmodel.trace.build import finish
-from perfmodel.trace.program import ROLES, Argument, Program
+from perfmodel.trace.program import ROLES, Argument, Hints, Program
 from perfmodel.trace.stablehlo import lower, tensor_type
-from perfmodel.trace.walk import Hints, RawNode, Walker
+from perfmodel.trace.walk import RawNode, Walker
 
 __all__ = ["Argument", "Hints", "Program", "trace"]
 
 
-def trace(program: Program, *, hints: Hints | None = None) -> Graph:
+def trace(program: Program) -> Graph:
     """Trace a training step into a computation graph; nothing is compiled and no array is allocated.
 
-    `hints` supplies costs of unknown ops and trip counts of data-dependent loops. Raises TraceError for what is
-    unknown and not supplied, AxisNameError where two axis names meet.
+    Raises TraceError for an op or a loop that is unknown and not hinted at, AxisNameError where two axis names meet.
     """
     leaves = [leaf for argument in program.arguments for leaf in _leaves(argument)]
     module = lower(program)
-    walker = Walker(module, hints or Hints())
+    walker = Walker(module, program.hints)
     inputs: list[tuple[int, str, str]] = []
     for name, role, struct, axes in leaves:
         value = walker.new_value(tuple(struct.shape), _spelling(walker, module, len(inputs)))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from perfmodel.trace.ops import Shape
 
 ROLES = ("parameters", "optimizer", "batch", "other")
+
+CostFunction: TypeAlias = Callable[[tuple[Shape, ...], tuple[Shape, ...]], float]
+"""FLOPs of an op from the shapes of its operands and results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +28,18 @@ class Argument:
     axes: Any
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hints:
+    """What to take for ops whose cost, and loops whose trip count, the program does not tell.
+
+    costs:       op or custom-call name -> function of operand and result shapes that returns FLOPs
+    trip_counts: `file.py:line` of a loop -> how often it runs
+    """
+
+    costs: Mapping[str, CostFunction] = field(default_factory=dict)
+    trip_counts: Mapping[str, int] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Program:
     """A training step: `fn(*trees)` and how its arguments are named.
@@ -32,6 +49,7 @@ class Program:
 
     recompute:    the policy that `fn` was built with
     global_batch: sequences per step where the user gives none; None for the traced sizes of those two dims
+    hints:        costs and trip counts that the program does not tell
     """
 
     name: str
@@ -40,3 +58,4 @@ class Program:
     donated: tuple[str, ...] = ()
     recompute: str = "none"
     global_batch: int | None = None
+    hints: Hints = field(default_factory=Hints)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -13,13 +14,11 @@ from perfmodel.errors import TraceError
 from perfmodel.trace import ops
 from perfmodel.trace.factors import FactorSpace
 from perfmodel.trace.ops import KINDS, Shape, Shapes
+from perfmodel.trace.program import Hints
 from perfmodel.trace.rules import OWN_RULES, attributes_of, identity_rule
 from perfmodel.trace.stablehlo import Rule, read_rule, scope_of, source_of, splat, tensor_type
 
 KERNEL_PREFIX = "perfmodel."
-
-CostFunction: TypeAlias = Callable[[tuple[Shape, ...], tuple[Shape, ...]], float]
-"""FLOPs of an op from the shapes of its operands and results."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,18 +68,6 @@ RawNode: TypeAlias = RawOp | RawLoop
 Environment: TypeAlias = dict[Any, int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hints:
-    """What a user supplies for ops whose cost or trip count the program does not tell.
-
-    costs:       op or custom-call name -> function of operand and result shapes that returns FLOPs
-    trip_counts: `file.py:line` of a loop -> how often it runs
-    """
-
-    costs: Mapping[str, CostFunction] = field(default_factory=dict)
-    trip_counts: Mapping[str, int] = field(default_factory=dict)
-
-
 class Walker:
     """Walks functions of one module, collecting values and ops; every call site gets ids of its own."""
 
@@ -96,6 +83,7 @@ class Walker:
             for op in module.body.operations
             if "sym_name" in op.attributes
         }
+        self._site = "?"  # source of the call or loop that we are in, for ops that have none of their own
         self._uniform: set[int] = set()
         self._constant: set[int] = set()
         self._zero: set[int] = set()
@@ -132,7 +120,8 @@ class Walker:
     ) -> list[int]:
         inner = "/".join(filter(None, (scope, scope_of(op.location))))
         if op.name in ("func.call", "call"):
-            return self.function(str(op.attributes["callee"]).lstrip("@"), operands, inner, out)
+            with self._inside(op):
+                return self.function(str(op.attributes["callee"]).lstrip("@"), operands, inner, out)
         if op.name in ops.TRANSPARENT:
             return operands
         if op.name == "stablehlo.composite":
@@ -140,8 +129,19 @@ class Walker:
         if op.name == "stablehlo.custom_call":
             return self._custom_call(op, operands, inner, out)
         if op.name == "stablehlo.while":
-            return self._loop(op, operands, env, inner, out)
+            with self._inside(op):
+                return self._loop(op, operands, env, inner, out)
         return self._op(op, op.name, operands, inner, out)
+
+    def _source(self, op: ir.Operation) -> str:
+        own = source_of(op.location)
+        return self._site if own == "?" else own
+
+    @contextmanager
+    def _inside(self, op: ir.Operation) -> Iterator[None]:
+        outside, self._site = self._site, self._source(op)
+        yield
+        self._site = outside
 
     # -- single ops ---------------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class Walker:
             nodes=[self.space.new(size) for size in rule.sizes],
             summed=[rule.reduced] * len(results),
             scope=scope,
-            source=source_of(op.location),
+            source=self._source(op),
         )
         raw.work = self._work(op, name, raw, shapes)
         raw.linear = self._linear(name, raw)
@@ -192,7 +192,7 @@ class Walker:
         else:
             raise TraceError(
                 f"{raw.source}: got op {name!r} (in {raw.scope or 'the program'}), whose cost is not known: "
-                f"supply one, trace(program, hints=Hints(costs={{{name!r}: lambda operands, results: FLOPs}}))"
+                f"supply one, Program(..., hints=Hints(costs={{{name!r}: lambda operands, results: FLOPs}}))"
             )
         if flops == 0.0:
             return []
@@ -253,7 +253,7 @@ class Walker:
 
         results = [self.new_value(*tensor_type(value)) for value in op.results]
         raw = kernel_op(self, op, name, decomposition, operands, results)
-        raw.scope, raw.source = scope, source_of(op.location)
+        raw.scope, raw.source = scope, self._source(op)
         self.attach(raw)
         out.append(raw)
         return results
@@ -270,7 +270,7 @@ class Walker:
         self, op: ir.Operation, operands: list[int], env: Environment, scope: str, out: list[RawNode]
     ) -> list[int]:
         condition, (block,) = op.regions[0].blocks[0], op.regions[1].blocks
-        source = source_of(op.location)
+        source = self._source(op)
         position, count = self._trip_count(condition, block, env, source)
         trip = self.space.new(count)
         parameters = [self.new_value(self.shapes[v], self.dtypes[v]) for v in operands]
@@ -313,7 +313,7 @@ class Walker:
                 return None, count
         raise TraceError(
             f"{source}: got a loop whose trip count depends on data, expected a static one (lax.scan, or fori_loop "
-            f"with constant bounds): supply it, trace(program, hints=Hints(trip_counts={{{source!r}: N}}))"
+            f"with constant bounds): supply it, Program(..., hints=Hints(trip_counts={{{source!r}: N}}))"
         )
 
 

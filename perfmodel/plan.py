@@ -1,0 +1,254 @@
+"""What a sharded graph costs before any machine: its kernels and collectives, how often and where in the step.
+
+Structure is looked at once (fusion, stages, monomials); `perfmodel.price` turns it into seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from perfmodel.fuse import Kernel, fuse, regions
+from perfmodel.graph import Graph, Op
+from perfmodel.sharded import LocalLoop, LocalNode, Reshard, ShardedGraph
+from perfmodel.stage import EVERY, StageMap, Stages
+from perfmodel.state import LOCAL
+from perfmodel.work import MESH, SYMBOLS, TP, Amount, Term, amount, resized
+
+MICROBATCH = "microbatch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """Equal kernels: `times` launches per microbatch (or per step, outside the microbatch loop)."""
+
+    flops: Mapping[tuple[str, str], Amount]
+    bytes: Amount
+    times: Amount
+    phase: str
+    label: str
+    repeated: bool
+    stages: Stages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Equal collectives: `times` per microbatch (or per step); `klass` says what they may overlap with."""
+
+    kind: str
+    axes: tuple[str, ...]
+    bytes: Term
+    times: Amount
+    phase: str
+    klass: str
+    repeated: bool
+    stages: Stages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a sharded graph costs, hardware-free: its kernels and collectives by place in the step."""
+
+    computes: tuple[Compute, ...]
+    traffics: tuple[Traffic, ...]
+    model_flops: Amount
+
+
+def analyse(sharded: ShardedGraph) -> Plan:
+    """Fuse, place on stages and count a sharded graph."""
+    stages = StageMap(sharded)
+    clock = _Clock(sharded)
+    computes: list[Compute] = []
+    traffics: list[Traffic] = []
+    for loops, nodes, kept in regions(sharded):
+        for kernel in fuse(sharded, nodes, kept):
+            where = stages.of_kernel([nodes[i] for i in kernel.nodes])
+            computes.append(_compute(kernel, clock.when(loops, kernel.phase), where))
+        for node in nodes:
+            if isinstance(node, Reshard) and node.kind not in LOCAL:
+                traffics.append(_collective(sharded, node, clock.when(loops, node.phase), stages.of_node(node)))
+            elif isinstance(node, LocalLoop):
+                when = clock.when(loops, node.loop.phase)
+                traffics.extend(_stage_sends(sharded, node, when))
+                computes.extend(_zero_fills(sharded, node, when, stages))
+    return Plan(
+        computes=_merge_computes(computes), traffics=_merge_traffics(traffics), model_flops=_model_flops(sharded)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _When:
+    """How often something happens per microbatch (`repeated`) or per step, and in which phase."""
+
+    times: Term
+    repeated: bool
+    phase: str
+
+
+class _Clock:
+    """Tells what happens in every microbatch from what happens once per step.
+
+    A program without a loop over microbatches is one microbatch, up to its update; one without gradients is all
+    forward pass.
+    """
+
+    def __init__(self, sharded: ShardedGraph) -> None:
+        self._looped = any(_repeats(loop) for loops, _, _ in regions(sharded) for loop in loops)
+        self._training = _is_training(sharded.graph)
+
+    def when(self, loops: Sequence[LocalLoop], phase: str) -> _When:
+        """When a node of `phase` inside `loops` runs."""
+        times = Term(1.0)
+        for loop in loops:
+            times = times if _repeats(loop) else times * loop.trips
+        phase = phase if self._training else "forward"
+        inside = any(map(_repeats, loops)) if self._looped else phase != "update"
+        return _When(times, inside, phase)
+
+
+def _repeats(loop: LocalLoop) -> bool:
+    """Whether a loop goes over microbatches."""
+    return loop.trips.exponents[SYMBOLS.index(MICROBATCH)] != 0
+
+
+def _is_training(graph: Graph) -> bool:
+    return any(op.phase == "backward" for _, op in graph.walk())
+
+
+def _compute(kernel: Kernel, when: _When, stages: Stages) -> Compute:
+    return Compute(
+        flops=kernel.flops,
+        bytes=kernel.bytes,
+        times=amount([when.times]),
+        phase=when.phase,
+        label=kernel.label,
+        repeated=when.repeated,
+        stages=stages,
+    )
+
+
+def _zero_fills(sharded: ShardedGraph, loop: LocalLoop, when: _When, stages: StageMap) -> list[Compute]:
+    """Buffers that a loop accumulates into must be cleared first."""
+    return [
+        _compute(
+            Kernel(
+                flops={},
+                bytes=amount([sharded.copies[operand].bytes]),
+                phase=loop.loop.phase,
+                label="zeros",
+                source="",
+                nodes=(),
+            ),
+            when,
+            stages.of_copy(result),
+        )
+        for operand, parameter, left, result in zip(
+            loop.operands, loop.parameters, loop.yields, loop.results, strict=True
+        )
+        if operand in sharded.free and parameter != left and sharded.copies[operand].state.dims
+    ]
+
+
+def _collective(sharded: ShardedGraph, node: Reshard, when: _When, stages: Stages) -> Traffic:
+    return Traffic(
+        kind=node.kind,
+        axes=tuple(axis for axis in MESH if axis in node.axes),
+        bytes=node.bytes,
+        times=amount([when.times]),
+        phase=when.phase,
+        klass=klass_of(node.axes, when.repeated),
+        repeated=when.repeated,
+        stages=stages,
+    )
+
+
+def klass_of(axes: Sequence[str], repeated: bool) -> str:
+    """What a collective may overlap with: once per step, the reduction of gradients and gathering of weights."""
+    if not repeated:
+        return "data"
+    if "fsdp" in axes or "dp" in axes:
+        return "fsdp"
+    if set(TP) & set(axes):
+        return "tensor"
+    return "context" if "cp" in axes else "pipeline"
+
+
+def _stage_sends(sharded: ShardedGraph, loop: LocalLoop, when: _When) -> list[Traffic]:
+    """Activations that a pipelined loop carries go from each stage to the next, once per microbatch."""
+    if "pp" not in loop.axes:
+        return []
+    carried = [
+        sharded.copies[parameter].bytes
+        for parameter, left in zip(loop.parameters, loop.yields, strict=True)
+        if parameter != left and _is_activation_carry(sharded, parameter)
+    ]
+    return [
+        Traffic(
+            kind="permute",
+            axes=("pp",),
+            bytes=size,
+            times=amount([when.times]),
+            phase=when.phase,
+            klass="pipeline",
+            repeated=when.repeated,
+            stages=EVERY,
+        )
+        for size in carried
+    ]
+
+
+def _is_activation_carry(sharded: ShardedGraph, copy: int) -> bool:
+    """A carried value with dims that is not stacked by layer (those stay where they were made)."""
+    entry = sharded.copies[copy]
+    return bool(entry.state.dims) and "pp" not in entry.state.axes and copy not in sharded.free
+
+
+def _merge_computes(computes: Sequence[Compute]) -> tuple[Compute, ...]:
+    """One entry for kernels that cost the same (such as the projections to keys and to values)."""
+    merged: dict[object, Compute] = {}
+    for c in computes:
+        flops = tuple(sorted((k, tuple(sorted(v.items()))) for k, v in c.flops.items()))
+        key = (flops, tuple(sorted(c.bytes.items())), c.phase, c.repeated, c.stages)
+        merged[key] = replace(c, times=_sum(merged[key].times, c.times)) if key in merged else c
+    return tuple(merged.values())
+
+
+def _merge_traffics(traffics: Sequence[Traffic]) -> tuple[Traffic, ...]:
+    merged: dict[object, Traffic] = {}
+    for t in traffics:
+        key = (t.kind, t.axes, t.bytes, t.phase, t.klass, t.repeated, t.stages)
+        merged[key] = replace(t, times=_sum(merged[key].times, t.times)) if key in merged else t
+    return tuple(merged.values())
+
+
+def _sum(a: Amount, b: Amount) -> Amount:
+    return amount(Term(c, e) for each in (a, b) for e, c in each.items())
+
+
+def _model_flops(sharded: ShardedGraph) -> Amount:
+    """FLOPs of the whole step over all ranks that MFU counts, with batch sizes as symbols."""
+    graph = sharded.graph
+    training = _is_training(graph)
+    terms = []
+
+    def visit(nodes: Sequence[LocalNode], times: Term) -> None:
+        for node in nodes:
+            if isinstance(node, LocalLoop):
+                visit(node.body, times * node.trips.times(node.axes))
+            elif not isinstance(node, Reshard) and (node.op.phase == "forward" or not training):
+                terms.extend(_global_flops(sharded, node.op, times))
+
+    visit(sharded.nodes, Term(3.0 if training else 1.0))
+    return amount(terms)
+
+
+def _global_flops(sharded: ShardedGraph, op: Op, times: Term) -> list[Term]:
+    factors = sharded.graph.factors
+    terms = []
+    for work in op.work:
+        if work.engine == "tensor":
+            term = times * Term(work.flops)
+            for i in work.over:
+                term = resized(term, factors[op.local[i]].name, factors[op.local[i]].size)
+            terms.append(term)
+    return terms

@@ -1,0 +1,85 @@
+"""A graph as each rank runs it: local ops, collectives and loops over copies of its values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from perfmodel.graph import Graph, Loop, Op
+from perfmodel.layout import Assignment
+from perfmodel.state import Axes, State
+from perfmodel.work import Term
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One version of a graph value on the ranks: its state and its bytes on each."""
+
+    value: int
+    state: State
+    bytes: Term
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalOp:
+    """An op as each rank runs it; `axes` shards each local index. Operands and results are copies."""
+
+    op: Op
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
+    axes: tuple[Axes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reshard:
+    """A collective over mesh axes. `bytes` per rank: all_gather counts its output, reduce_scatter its input,
+    all_reduce and all_to_all their buffer.
+    """
+
+    kind: str
+    axes: Axes
+    operand: int
+    result: int
+    bytes: Term
+    phase: str
+    source: str
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """The copy that goes in, as a tuple like an op's."""
+        return (self.operand,)
+
+    @property
+    def results(self) -> tuple[int, ...]:
+        """The copy that comes out, as a tuple like an op's."""
+        return (self.result,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalLoop:
+    """A loop as each rank runs it, `trips` times; fields as in `perfmodel.graph.Loop`, over copies."""
+
+    loop: Loop
+    trips: Term
+    axes: Axes
+    operands: tuple[int, ...]
+    parameters: tuple[int, ...]
+    body: tuple[LocalNode, ...]
+    yields: tuple[int, ...]
+    results: tuple[int, ...]
+
+
+LocalNode: TypeAlias = LocalOp | Reshard | LocalLoop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardedGraph:
+    """A graph under an assignment: local nodes over `copies`; `free` copies cost nothing to keep or reshape."""
+
+    graph: Graph
+    assignment: Assignment
+    copies: tuple[Copy, ...]
+    parameters: tuple[int, ...]
+    nodes: tuple[LocalNode, ...]
+    results: tuple[int, ...]
+    free: frozenset[int]

@@ -1,0 +1,74 @@
+"""How a value lies on the mesh, and the collectives that lead from one state to another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from perfmodel.work import TP
+
+Axes: TypeAlias = tuple[str, ...]
+LOCAL = ("slice", "mask")
+"""Changes of state that move nothing: dropping all but one's own part, counting a whole value once in a sum."""
+Sharding: TypeAlias = tuple[tuple[Axes, ...], ...]  # per dim, per factor of the dim (major to minor)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How a value lies on the mesh: axes per dim and factor, and the axes over which it is a partial sum."""
+
+    dims: Sharding
+    partial: frozenset[str] = frozenset()
+
+    @property
+    def axes(self) -> frozenset[str]:
+        """Every mesh axis that shards a dim."""
+        return frozenset(axis for dim in self.dims for axes in dim for axis in axes)
+
+
+def unclaimed(axes: Sequence[str], taken: set[str]) -> Axes:
+    """Axes that nothing has claimed yet; the two halves of tp go together where both are wanted."""
+    free = tuple(axis for axis in axes if axis not in taken)
+    halves = set(TP) <= set(axes) and not set(TP) <= set(free)
+    return tuple(axis for axis in free if axis not in TP) if halves else free
+
+
+def sharding(dims: Sequence[Sequence[int]], axes: Sequence[Axes]) -> Sharding:
+    """The axes of each dim, given those of each local index."""
+    return tuple(tuple(axes[i] for i in dim) for dim in dims)
+
+
+def _places(state: State) -> dict[str, tuple[int, int]]:
+    return {axis: (d, i) for d, dim in enumerate(state.dims) for i, axes in enumerate(dim) for axis in axes}
+
+
+def steps(have: State, want: State) -> list[tuple[str, Axes]]:
+    """Collectives that lead from one state to another, those that shrink the value first."""
+    there, goal = _places(have), _places(want)
+    resolve = have.partial - want.partial
+    kinds: Mapping[str, set[str]] = {
+        "mask": set(want.partial - have.partial),
+        "slice": {a for a in goal if a not in there and a not in resolve},
+        "reduce_scatter": {a for a in resolve if a in goal},
+        "all_reduce": {a for a in resolve if a not in goal},
+        "all_to_all": {a for a in there if a in goal and there[a] != goal[a]},
+        "all_gather": {a for a in there if a not in goal},
+    }
+    return [(kind, tuple(sorted(axes))) for kind, axes in kinds.items() if axes]
+
+
+def after(have: State, want: State, kind: str, axes: Axes) -> State:
+    """The state after one step: `axes` leave where they were, and lie where they are wanted."""
+    goal = _places(want)
+    rows = []
+    for d, (dim, wanted_dim) in enumerate(zip(have.dims, want.dims, strict=True)):
+        row = []
+        for i, (old, new) in enumerate(zip(dim, wanted_dim, strict=True)):
+            kept = {a for a in old if a not in axes} | {a for a in axes if goal.get(a) == (d, i)}
+            order = (*(a for a in new if a in kept), *(a for a in old if a in kept and a not in new))
+            row.append(tuple(order))
+        rows.append(tuple(row))
+    partial = have.partial - set(axes) if kind in ("reduce_scatter", "all_reduce") else have.partial
+    partial = partial | set(axes) if kind == "mask" else partial
+    return State(tuple(rows), partial)
