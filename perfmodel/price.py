@@ -162,29 +162,38 @@ class Network:
             self._stride[axis] = stride
             stride = stride * sizes[axis]
         self._known: dict[tuple[str, tuple[str, ...]], AxisCost] = {}
+        self._along: dict[tuple[str, tuple[str, ...]], AxisCost] = {}
 
     def cost(self, kind: str, axes: tuple[str, ...]) -> AxisCost:
         """Latency and seconds per byte of a collective over `axes` (innermost first)."""
         if (kind, axes) not in self._known:
-            self._known[kind, axes] = self._compute(kind, _runs(axes))
+            self._known[kind, axes] = self._over(kind, _runs(axes))
         return self._known[kind, axes]
 
-    def _compute(self, kind: str, runs: Sequence[tuple[str, ...]]) -> AxisCost:
+    def _over(self, kind: str, runs: Sequence[tuple[str, ...]]) -> AxisCost:
         """Axes that are not neighbours communicate one after the other, the inner ones reducing the bytes."""
         total: AxisCost | None = None
         inner: Number = 1.0
-        for i, run in enumerate(runs):
-            size: Number = 1.0
-            for axis in run:
-                size = size * self._sizes[axis]
-            split = kind == "all_reduce" and i < len(runs) - 1
-            for step in ("reduce_scatter", "all_gather") if split else (kind,):
-                cost = axis_cost(step, size, self._stride[run[0]], self._machine)
-                cost = cost if kind == "all_to_all" else cost.shrunk(inner)
+        for run in runs:
+            for step in ("reduce_scatter", "all_gather") if kind == "all_reduce" else (kind,):
+                cost = self._run(step, run)
+                cost = cost if kind == "all_to_all" or run is runs[0] else cost.shrunk(inner)
                 total = cost if total is None else total + cost
-            inner = inner * size
+            inner = inner * self._size(run)
         assert total is not None
         return total
+
+    def _run(self, kind: str, run: tuple[str, ...]) -> AxisCost:
+        """Cost along neighbouring axes."""
+        if (kind, run) not in self._along:
+            self._along[kind, run] = axis_cost(kind, self._size(run), self._stride[run[0]], self._machine)
+        return self._along[kind, run]
+
+    def _size(self, run: tuple[str, ...]) -> Number:
+        size: Number = 1.0
+        for axis in run:
+            size = size * self._sizes[axis]
+        return size
 
 
 def _runs(axes: Sequence[str]) -> list[tuple[str, ...]]:
