@@ -10,16 +10,15 @@ import time
 
 from perfmodel import load_machine, load_program, predict, trace
 from tuner import Space
-from tuner.exhaustive import chunks
 
 REPEATS = 5
 
 
 def main() -> None:
     graph, machine = trace(load_program("llama3-70b")), load_machine("trn2")
-    space = Space(ranks=4096, global_batches=(512,), policies=("full",))
-    layouts = list(chunks(space))
-    count = sum(len(rows) for _, rows in space.tables.values())
+    table = Space(ranks=4096, global_batches=(512,), policies=("full",)).table()
+    layouts = [array for _, _, array in table.chunks()]
+    count = len(table)
     for array in layouts:
         predict(graph, array, machine)  # structure is analysed once for each assignment
     best = float("inf")

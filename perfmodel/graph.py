@@ -158,6 +158,17 @@ class Graph:
         """Size of a value, unsharded [B]."""
         return self.elements(value) * DTYPE_BYTES[self.values[value].dtype]
 
+    def traffic(self, op: Op) -> float:
+        """Bytes that an op by itself reads and writes, unsharded; of what it slices or updates, only the slice [B]."""
+        if op.kind in ("dynamic_slice", "gather"):
+            once, twice = op.operands[1:], op.results
+        elif op.kind in ("dynamic_update_slice", "scatter"):
+            part = 1 if op.kind == "dynamic_update_slice" else 2
+            once, twice = (*op.operands[1:part], *op.operands[part + 1 :]), (op.operands[part],)
+        else:
+            once, twice = (*op.operands, *op.results), ()
+        return sum(self.bytes(v) for v in once) + 2.0 * sum(self.bytes(v) for v in twice)
+
     def walk(self) -> Iterator[tuple[float, Op]]:
         """Every op with how often it runs."""
         yield from _walk(self, self.nodes, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -65,10 +66,11 @@ class Layout:
     def parse(cls, notation: str, *, ranks: int, global_batch: int = 1) -> Layout:
         """Read `dp=4,fsdp=8,tp=8,...`; axes left out are 1, dp fills what is left when not given.
 
-        Raises LayoutError for unknown keys, bad values, and sizes that do not multiply to `ranks`.
+        Choices that change nothing are off, as `settled` has it. Raises LayoutError for unknown keys, bad values, and
+        sizes that do not multiply to `ranks`.
         """
         given = cls.read_keys(notation)
-        layout = cls(**given, global_batch=global_batch)
+        layout = cls(**given, global_batch=global_batch).settled()
         used = math.prod(int(getattr(layout, axis)) for axis in AXES)
         if "dp" not in given:
             if ranks % used:
@@ -83,6 +85,12 @@ class Layout:
                 f"leave dp out to let it fill the rest"
             )
         return layout
+
+    def settled(self) -> Layout:
+        """The same layout without choices about axes of size 1: no ZeRO without fsdp, no sequence parallelism without
+        tp; scalar layouts only.
+        """
+        return replace(self, zero=self.zero if self.fsdp > 1 else 0, sp=bool(self.sp and self.tp > 1))
 
     @property
     def data(self) -> Number:
@@ -161,7 +169,7 @@ def assignment(*, zero: int, sp: bool) -> Assignment:
 def _pairs(notation: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in notation.split(","))):
-        key, sign, value = item.partition("=")
+        key, sign, value = (word.strip() for word in item.partition("="))
         if not sign or not value:
             raise LayoutError(f"layout {notation!r}: got {item!r}, expected key=value: write it as tp=8")
         if key in pairs:
@@ -177,15 +185,17 @@ def _value(key: str, text: str) -> Any:
     if key in NOT_YET:
         raise LayoutError(f"layout: got {key}={text}, but {NOT_YET[key]} is not in this release yet: use {key}=1")
     if key not in KEYS:
-        raise LayoutError(f"layout: got key {key!r}, expected one of {', '.join(KEYS)}: correct or remove it")
+        close = difflib.get_close_matches(key.lower(), KEYS, n=1)
+        remedy = f"did you mean {close[0]}?" if close else "correct or remove it"
+        raise LayoutError(f"layout: got key {key!r}, expected one of {', '.join(KEYS)}: {remedy}")
     if key == "recompute":
         if text not in RECOMPUTE:
             raise LayoutError(
                 f"layout: got recompute={text}, expected one of {', '.join(RECOMPUTE)}: choose one of them"
             )
         return text
-    if not text.isdecimal():
-        raise LayoutError(f"layout: got {key}={text}, expected a whole number: write it as {key}=1")
+    if not (text.isascii() and text.isdecimal()):
+        raise LayoutError(f"layout: got {key}={text}, expected a whole number: write it as {key}=8, keys with commas")
     number = int(text)
     low, high = {"zero": (0, 3), "sp": (0, 1)}.get(key, (1, None))
     if number < low or (high is not None and number > high):

@@ -26,6 +26,7 @@ ASSUMPTIONS = (
     "1F1B pipeline schedule, every microbatch as slow as on the slowest stage",
     "causal attention kernels skip the masked half; MFU counts it in full",
     "the vocabulary is padded to a multiple of tp",
+    "ZeRO shards over fsdp only: dp and cp hold copies",
     "activations follow the layout's assignment (batch on dp and fsdp, seq on cp and tp) between blocks",
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from perfmodel import __version__
+from perfmodel import Layout, __version__
 from perfmodel.cli.main import main
 
 ESTIMATE = ("--machine", "trn2", "--chips", "4", "--global-batch", "16", "--seq-len", "128")
@@ -139,6 +139,38 @@ def test_text_in_a_pipe_is_plain_and_uncut(
     assert text.strip()
 
 
+def test_equal_batches_are_compared_once(capsys: pytest.CaptureFixture[str], tiny: str) -> None:
+    once = document(capsys, "tune", tiny, *TUNE, "--global-batch", "16")
+    twice = document(capsys, "tune", tiny, *TUNE, "--global-batch", "16,16")
+    assert once["evaluated"] == twice["evaluated"]
+
+
+def test_a_machine_without_calibration_says_so(capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path) -> None:
+    from importlib import resources
+
+    mine = tmp_path / "mine.toml"
+    mine.write_text((resources.files("hardware_specs") / "trn2.toml").read_text())
+    words = [str(mine) if word == "trn2" else word for word in TUNE]
+    assert main(["tune", tiny, *words]) == 0
+    assert "is not calibrated: a pure roofline" in capsys.readouterr().out
+
+
+def test_a_sampler_says_how_many_it_tried(capsys: pytest.CaptureFixture[str], tiny: str) -> None:
+    found = document(capsys, "tune", tiny, *TUNE, "--sampler", "random", "--trials", "7")
+    assert found["tried"] == 7
+    assert main(["tune", tiny, *TUNE, "--sampler", "random", "--trials", "7"]) == 0
+    assert "7 of those that fit" in capsys.readouterr().out
+
+
+def test_choices_are_those_that_the_search_knows() -> None:
+    from tuner import command
+    from tuner.objective import OBJECTIVES
+    from tuner.study import SAMPLERS
+
+    assert set(command.OBJECTIVES) == set(OBJECTIVES)
+    assert set(command.SAMPLERS) == set(SAMPLERS)
+
+
 def test_tune_says_how_many_were_priced_what_fits_and_where_the_study_is(
     capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +260,27 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "odd layers": (("estimate", "{tiny}", *ESTIMATE, "--layout", "pp=8,tp=2"), "layers 4 not divisible by pp"),
     "odd batch": (("estimate", "{tiny}", *ESTIMATE, "--layout", "dp=16,mb=3"), "global batch not divisible .*batch 16"),
-    "unfixable": (("tune", "{tiny}", *ESTIMATE, "--fix", "tp=3"), "no layout of 16 ranks with tp=3"),
+    "negative seed": (("tune", "{tiny}", *ESTIMATE, "--sampler", "tpe", "--seed", "-1"), "--seed"),
+    "huge seed": (("tune", "{tiny}", *ESTIMATE, "--sampler", "tpe", "--seed", "9" * 20), "--seed: got '9+', expected"),
+    "idle seed": (("tune", "{tiny}", *ESTIMATE, "--seed", "3"), "--seed: got 3 for an exhaustive search"),
+    "idle trials": (("tune", "{tiny}", *ESTIMATE, "--trials", "3"), "--trials: got 3 for an exhaustive search"),
+    "huge chips": (("tune", "{tiny}", "--machine", "trn2", "--chips", "9" * 20), "--chips: got '9+', expected"),
+    "huge batch": (("tune", "{tiny}", *ESTIMATE, "--global-batch", "9" * 20), "--global-batch: got '9+', expected"),
+    "batch of text": (
+        ("tune", "{tiny}", *ESTIMATE, "--global-batch", "8,many"),
+        "--global-batch: got 'many', expected",
+    ),
+    "idle microbatch": (("tune", "{tiny}", *ESTIMATE, "--fix", "mb=7"), "got mb=7, with which there is no layout"),
+    "no layout": (("estimate", "{tiny}", *ESTIMATE, "--layout", " , "), "--layout: got ' , ', expected"),
+    "semicolons": (("estimate", "{tiny}", *ESTIMATE, "--layout", "dp=2;tp=8"), "keys with commas"),
+    "other digits": (("trace", "{tiny}", "--seq-len", "\u0663"), "--seq-len: got '\u0663', expected"),
+    "idle machine": (("hardware", "list", "trn2"), "hardware list: got trn2, expected no machine"),
+    "flag of another command": (("tune", "{tiny}", *ESTIMATE, "--layout", "tp=4"), "see perfmodel tune --help"),
+    "study of another kind": (("tune", "{tiny}", *ESTIMATE, "--storage", "{tiny}"), "a file of another kind"),
+    "unfixable": (
+        ("tune", "{tiny}", *ESTIMATE, "--fix", "tp=3"),
+        "got tp=3, with which there is no layout of 16 ranks",
+    ),
     "later measure": (
         ("tune", "{tiny}", *ESTIMATE, "--measure", "device"),
         "--measure: got device.*not in this release",
@@ -345,11 +397,56 @@ def test_ctrl_c_is_one_line_and_status_130_and_the_study_goes_on(tiny: str, tmp_
     assert again.returncode == 0
 
 
-def test_a_closed_pipe_is_no_error(tiny: str) -> None:
-    command = f"{sys.executable} -m perfmodel hardware show trn2 | head -1"
-    run = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
-    assert run.stderr == ""
+def bash(command: str) -> subprocess.CompletedProcess[str]:
+    words = ["bash", "-o", "pipefail", "-c", command.replace("perfmodel", f"{sys.executable} -m perfmodel")]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    run = bash("perfmodel hardware show trn2 | head -1")
+    assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout
+
+
+@pytest.mark.parametrize("sink", ["> /dev/full", ">&-"])
+@pytest.mark.parametrize("command", ["hardware show trn2", "hardware show trn2 --json", "trace no-such-model --json"])
+def test_an_output_that_takes_nothing_is_one_line_and_status_2(command: str, sink: str) -> None:
+    run = bash(f"perfmodel {command} {sink}")
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert run.stderr.startswith("perfmodel: standard output: got" if "no-such" not in command else "perfmodel: model")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_layouts_are_never_folded_on_a_narrow_terminal(tiny: str, columns: int) -> None:
+    words = " ".join(["tune", tiny, *TUNE, "--top", "3", "--quiet"])
+    command = f"stty cols {columns}; {sys.executable} -m perfmodel {words}"
+    run = subprocess.run(["script", "-qec", command, "/dev/null"], capture_output=True, text=True, check=True)
+    found = document_of(tiny, "--top", "3")
+    from tuner.table import short
+
+    for entry in found["top"]:
+        layout = short(Layout.parse(entry["layout"], ranks=16, global_batch=16))
+        assert f" {layout} " in run.stdout
+
+
+def document_of(tiny: str, *words: str) -> Any:
+    return json.loads(shell("tune", tiny, *TUNE, *words, "--json").stdout)
+
+
+def test_sigterm_ends_a_search_with_what_it_has_found(tiny: str, tmp_path: Path) -> None:
+    journal = tmp_path / "a.journal"
+    words = ["tune", tiny, *ESTIMATE, "--sampler", "random", "--trials", "100000", "--storage", str(journal)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "perfmodel", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 20_000):
+        time.sleep(0.01)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "mb=" in out
 
 
 def test_colour_is_for_terminals_that_want_it(tiny: str) -> None:

@@ -43,7 +43,7 @@ def heads_graph(kv_heads: int) -> Graph:
 @given(layout=layouts)
 def test_a_layout_survives_its_notation(layout: Layout) -> None:
     ranks, batch = int(layout.ranks), int(layout.global_batch)
-    assert Layout.parse(layout.notation(), ranks=ranks, global_batch=batch) == layout
+    assert Layout.parse(layout.notation(), ranks=ranks, global_batch=batch) == layout.settled()
 
 
 def test_axes_left_out_are_one_and_dp_fills_the_rest() -> None:
@@ -52,14 +52,14 @@ def test_axes_left_out_are_one_and_dp_fills_the_rest() -> None:
 
 
 def test_nothing_given_is_data_parallel() -> None:
-    assert Layout.parse("", ranks=16) == Layout(dp=16)
+    assert Layout.parse("", ranks=16) == Layout(dp=16, zero=0, sp=False)
 
 
 @pytest.mark.parametrize(
     ("notation", "field", "value"),
     [
         ("sp=0", "sp", False),
-        ("sp=1", "sp", True),
+        ("tp=2,sp=1", "sp", True),
         ("zero=0", "zero", 0),
         ("recompute=none", "recompute", "none"),
         ("mb=16", "mb", 16),
@@ -85,9 +85,9 @@ def test_read_keys_returns_only_what_was_given() -> None:
         ("tp=2,tp=4", "'tp' twice", "once", "remove one"),
         ("tp", "'tp'", "key=value", "write it as tp=8"),
         ("tp=", "'tp='", "key=value", "write it as tp=8"),
-        ("tp=eight", "tp=eight", "a whole number", "tp=1"),
-        ("tp=-2", "tp=-2", "a whole number", "tp=1"),
-        ("tp=2.0", "tp=2.0", "a whole number", "tp=1"),
+        ("tp=eight", "tp=eight", "a whole number", "tp=8"),
+        ("tp=-2", "tp=-2", "a whole number", "tp=8"),
+        ("tp=2.0", "tp=2.0", "a whole number", "tp=8"),
         ("tp=0", "tp=0", "at least 1", "change tp"),
         ("mb=0", "mb=0", "at least 1", "change mb"),
         ("zero=4", "zero=4", "0 to 3", "change zero"),
@@ -158,3 +158,14 @@ def test_sequence_parallelism_is_the_sequence_over_tp_after_cp() -> None:
     assert with_it.pop("seq") == ("cp", "tp_kv", "tp_q")
     assert without.pop("seq") == ("cp",)
     assert with_it == without
+
+
+def test_a_choice_about_an_axis_of_one_rank_is_off() -> None:
+    assert Layout(fsdp=1, tp=4, zero=3, sp=True).settled() == Layout(fsdp=1, tp=4, zero=0, sp=True)
+    assert Layout(fsdp=4, tp=1, zero=3, sp=True).settled() == Layout(fsdp=4, tp=1, zero=3, sp=False)
+
+
+@pytest.mark.parametrize(("key", "close"), [("TP", "tp"), ("fspd", "fsdp"), ("recompte", "recompute")])
+def test_a_misspelt_key_is_recognised(key: str, close: str) -> None:
+    with pytest.raises(LayoutError, match=rf"got key '{key}', expected one of .*: did you mean {close}\?"):
+        Layout.parse(f"{key}=4", ranks=8)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfmodel import Layout
-from tuner.space import AXES, POLICIES, SIZES, Space, layouts_of
+from perfmodel import Layout, LayoutError
+from tuner.space import AXES, CHUNK, POLICIES, SIZES, Space, Table
 
 
-def all_layouts(space: Space) -> list[Layout]:
-    return [layouts_of(structure, rows).at(i) for structure, rows in space.tables.values() for i in range(len(rows))]
+def all_layouts(table: Table) -> list[Layout]:
+    return [layouts.at(i) for _, _, layouts in table.chunks() for i in range(np.size(layouts.tp))]
 
 
 def by_hand(ranks: int, batch: int) -> set[Layout]:
@@ -35,13 +38,13 @@ def by_hand(ranks: int, batch: int) -> set[Layout]:
 
 @pytest.mark.parametrize(("ranks", "batch"), [(1, 1), (1, 6), (2, 3), (4, 8), (8, 12), (12, 24)])
 def test_every_layout_stands_once(ranks: int, batch: int) -> None:
-    found = all_layouts(Space(ranks=ranks, global_batches=(batch,)))
+    found = all_layouts(Space(ranks=ranks, global_batches=(batch,)).table())
     assert len(found) == len(set(found))
     assert set(found) == by_hand(ranks, batch)
 
 
 def test_several_batches_are_the_union_of_their_spaces() -> None:
-    both = all_layouts(Space(ranks=4, global_batches=(8, 16)))
+    both = all_layouts(Space(ranks=4, global_batches=(8, 16)).table())
     assert set(both) == by_hand(4, 8) | by_hand(4, 16)
 
 
@@ -53,34 +56,57 @@ def test_several_batches_are_the_union_of_their_spaces() -> None:
         {"mb": 2},
         {"zero": 1},
         {"sp": False},
+        {"sp": True},
         {"recompute": "none"},
         {"fsdp": 8, "zero": 3},
     ],
 )
-def test_fixed_keys_filter_the_space(fixed: dict[str, object]) -> None:
+def test_fixed_keys_filter_the_space(fixed: dict[str, Any]) -> None:
     free = Space(ranks=8, global_batches=(16,))
-    some = all_layouts(Space(ranks=8, global_batches=(16,), fixed=fixed))
+    some = all_layouts(Space(ranks=8, global_batches=(16,), fixed=fixed).table())
     assert some
-    assert all(getattr(layout, key) == value for layout in some for key, value in fixed.items())
-    kept = {layout for layout in all_layouts(free) if all(getattr(layout, k) == v for k, v in fixed.items())}
-    assert kept <= set(some)
+    wanted = {layout for layout in all_layouts(free.table()) if replace(layout, **fixed).settled() == layout}
+    assert set(some) == wanted
 
 
 def test_sizes_that_cannot_be_leave_nothing() -> None:
-    assert not Space(ranks=8, global_batches=(16,), fixed={"tp": 3}).tables
+    with pytest.raises(LayoutError, match=r"got tp=3, with which there is no layout of 8 ranks"):
+        Space(ranks=8, global_batches=(16,), fixed={"tp": 3}).table()
+    with pytest.raises(LayoutError, match=r"got mb=7, with which there is no layout of 8 ranks and global batch 16"):
+        Space(ranks=8, global_batches=(16,), fixed={"mb": 7}).table()
 
 
-SPACE = Space(ranks=64, global_batches=(32, 96))
+TABLE = Space(ranks=64, global_batches=(32, 96)).table()
 
 
-@given(st.sampled_from(sorted(SPACE.tables)), st.lists(st.floats(0.0, 1.0), min_size=len(SIZES), max_size=len(SIZES)))
+@given(st.sampled_from(sorted(TABLE.rows)), st.lists(st.floats(0.0, 1.0), min_size=len(SIZES), max_size=len(SIZES)))
 def test_every_point_of_the_cube_is_a_layout_of_the_space(choices: str, quantiles: list[float]) -> None:
-    layout = SPACE.decode(choices, dict(zip(SIZES, quantiles, strict=True)))
-    structure, rows = SPACE.tables[choices]
+    layout = TABLE.decode(choices, dict(zip(SIZES, quantiles, strict=True)))
+    structure, rows = TABLE.rows[choices]
     assert (layout.zero, layout.sp, layout.recompute) == (structure.zero, structure.sp, structure.recompute)
     assert [getattr(layout, name) for name in SIZES] in rows.tolist()
 
 
 def test_every_layout_has_a_point() -> None:
-    for layout in all_layouts(SPACE):
-        assert SPACE.decode(*SPACE.encode(layout)) == layout
+    for layout in all_layouts(TABLE):
+        assert TABLE.decode(*TABLE.encode(layout)) == layout
+
+
+def test_a_table_filtered_by_masks_holds_what_they_keep() -> None:
+    rng = np.random.default_rng(0)
+    masks = {name: rng.random(len(rows)) < 0.1 for name, (_, rows) in TABLE.rows.items()}
+    masks[next(iter(masks))][:] = False
+    kept = TABLE.where(masks)
+    assert len(kept) == sum(int(mask.sum()) for mask in masks.values())
+    assert next(iter(masks)) not in kept.rows
+    assert set(all_layouts(kept)) <= set(all_layouts(TABLE))
+
+
+def test_chunks_cover_each_table_in_order() -> None:
+    large = Space(ranks=2**12, global_batches=(2**12,), policies=("full",)).table()
+    seen = dict.fromkeys(large.rows, 0)
+    for name, part, layouts in large.chunks():
+        assert part.start == seen[name]
+        assert np.size(layouts.tp) <= CHUNK
+        seen[name] += np.size(layouts.tp)
+    assert seen == {name: len(rows) for name, (_, rows) in large.rows.items()}

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for a safe place: a study is written in whole trials."""
+"""Ctrl-C and SIGTERM that wait for a safe place: a study is written in whole trials."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Interrupt:
-    """Whether the user has asked to stop."""
+    """Whether somebody has asked to stop."""
 
     requested = False
 
@@ -23,13 +23,18 @@ class Interrupt:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Interrupt]:
-    """Turn Ctrl-C into a request that the block looks at between trials."""
+    """Turn Ctrl-C and SIGTERM into a request that the block looks at between trials.
+
+    Signals that the parent process had ignored (as `nohup` does) stay ignored.
+    """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
         yield interrupt
         return
-    previous = signal.signal(signal.SIGINT, interrupt.request)
+    taken = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+    previous = [(each, signal.signal(each, interrupt.request)) for each in taken]
     try:
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for each, handler in previous:
+            signal.signal(each, handler)

@@ -19,7 +19,7 @@ class Ranking:
     keep:    how many of the best to hold
     best:    (score, layout), best first
     fallen:  layouts by the first rule that each one breaks
-    nearest: the layout that misses by least
+    nearest: of the layouts that break fewest rules, but one at least, the one that needs least memory
     """
 
     objective: Objective
@@ -31,9 +31,9 @@ class Ranking:
     nearest: Layout | None = None
     _distance: tuple[float, float] = (np.inf, np.inf)
 
-    def add(self, layouts: Layout, estimate: Estimate) -> None:
-        """Take in one layout, or an array of them, with its estimate."""
-        scores = np.atleast_1d(self.objective.score(estimate))
+    def add(self, layouts: Layout, estimate: Estimate) -> NDArray[np.bool_]:
+        """Take in an array of layouts with its estimate; tells which of them fit."""
+        scores = self.objective.score(estimate)
         fits = np.broadcast_to(estimate.fits, scores.shape)
         broken = np.stack([np.broadcast_to(mask, scores.shape) for mask in estimate.violations.values()])
         self.evaluated += scores.size
@@ -45,9 +45,9 @@ class Ranking:
         counts = np.bincount(np.argmax(broken, axis=0)[~fits], minlength=len(broken))
         self.fallen.update({rule: int(n) for rule, n in zip(estimate.violations, counts, strict=True) if n})
         self._note_nearest(layouts, broken.sum(axis=0), np.broadcast_to(estimate.memory_bytes, scores.shape))
+        return fits
 
     def _note_nearest(self, layouts: Layout, misses: NDArray[np.int64], memory: NDArray[np.float64]) -> None:
-        """Of the layouts that break fewest rules, but one at least, the one that needs least memory."""
         i = int(np.lexsort((memory, np.where(misses > 0, misses, np.inf)))[0])
         distance = (float(misses[i]), float(memory[i]))
         if misses[i] and distance < self._distance:

@@ -28,6 +28,7 @@ class Result:
 
     top:         the best layouts that fit, best first
     evaluated:   layouts priced; `feasible` of them fit
+    tried:       different layouts that a sampler chose among those that fit; None for an exhaustive search
     fallen:      how many layouts fell to each rule (the first that each one breaks)
     nearest:     the layout that misses by least, when nothing fits
     seconds:     wall time of the search [s]
@@ -40,6 +41,7 @@ class Result:
     evaluated: int
     feasible: int
     fallen: Mapping[str, int]
+    tried: int | None = None
     nearest: Candidate | None = None
     seconds: float = 0.0
     study: str | None = None
@@ -59,6 +61,7 @@ class Result:
             "top": [candidate.to_json() for candidate in self.top],
             "evaluated": self.evaluated,
             "feasible": self.feasible,
+            "tried": self.tried,
             "fallen": dict(self.fallen),
             "nearest": nearest,
             "seconds": self.seconds,

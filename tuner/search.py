@@ -1,23 +1,34 @@
-"""The search: exhaustive by default, or an Optuna sampler by ask and tell; either way with a study to look into."""
+"""The search: all layouts are priced; the best are the answer, or an Optuna sampler tries some of those that fit.
+
+Either way a study records what was found.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from perfmodel import Estimate, Graph, Layout, LayoutError, Machine, StudyError, __version__, predict
-from tuner.exhaustive import price_all
+import numpy as np
+from numpy.typing import NDArray
+
+from perfmodel import Estimate, Graph, Layout, Machine, StudyError, __version__, predict
+from tuner.interrupt import deferred_interrupt
 from tuner.objective import OBJECTIVES, Objective
 from tuner.ranking import Ranking
 from tuner.result import Candidate, Result
-from tuner.space import Space
+from tuner.space import Space, Table
 from tuner.study import Study
 
 EXHAUSTIVE = "exhaustive"
 RECORDED = 100
 """Layouts that an exhaustive search writes to its study, best first."""
+
+ASKS = 10
+"""Proposals per trial after which a sampler that repeats itself is taken to be done."""
 
 
 def search(
@@ -31,32 +42,37 @@ def search(
     seed: int = 0,
     storage: str | None = None,
     top: int = 10,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
     """Find the best layouts of a space.
 
     graphs:   the program by recompute policy, one for each of `space.policies`
-    sampler:  "exhaustive", or one of `tuner.study.SAMPLERS` for `trials` trials
+    sampler:  "exhaustive", or one of `tuner.study.SAMPLERS` to try `trials` of the layouts that fit
     storage:  path of a journal file or URL of a database for the study; None keeps no study
-    progress: hears how many layouts have been priced
+    progress: hears how many layouts of how many have been priced, or tried
 
-    A study that holds part of the same search is taken up. Raises LayoutError for an empty space and StudyError for a
-    storage that cannot be opened; one that fails later costs the study, not the result.
+    A study that holds part of the same search is taken up. Ctrl-C ends the search with what it has found. Raises
+    LayoutError for an empty space and StudyError for a storage that cannot be opened; one that fails later costs the
+    study, not the result.
     """
     started = time.perf_counter()
-    if not space.tables:
-        fixed = ",".join(f"{key}={value}" for key, value in space.fixed.items())
-        raise LayoutError(f"layout: got no layout of {space.ranks} ranks with {fixed}, expected some: fix fewer keys")
-    key = _digest(graphs, space, machine, objective, sampler, seed)
-    name = (
-        f"{next(iter(graphs.values())).name} on {machine.name}, {space.ranks} ranks, {sampler}, {objective.name}, {key}"
-    )
+    table = space.table()
+    chooser = EXHAUSTIVE if sampler == EXHAUSTIVE else f"{sampler} seed {seed}"
+    key = _digest(graphs, space, machine, objective, chooser)
+    program = next(iter(graphs.values())).name
+    name = f"{program} on {machine.name}, {space.ranks} ranks, {sampler}, {objective.name}, {key}"
     study = Study(storage, name, objective, {"space": repr(space), "version": __version__})
-    run = _Run(graphs, space, machine, Ranking(objective=objective, keep=max(top, RECORDED)), study, progress)
-    if sampler == EXHAUSTIVE:
-        run.exhaust()
-    else:
-        run.sample(sampler, seed, trials)
+    run = _Run(graphs, machine, table, study, progress, Ranking(objective=objective, keep=max(top, RECORDED)))
+    with deferred_interrupt() as interrupt:
+        run.stop = lambda: interrupt.requested
+        run.price()
+        try:
+            if sampler == EXHAUSTIVE:
+                run.record()
+            else:
+                run.sample(sampler, seed, trials)
+        except StudyError as error:
+            run.error = error
     return run.result(top, time.perf_counter() - started)
 
 
@@ -65,50 +81,93 @@ class _Run:
     """One search under way."""
 
     graphs: Mapping[str, Graph]
-    space: Space
     machine: Machine
-    ranking: Ranking
+    table: Table
     study: Study
-    progress: Callable[[int], None]
+    progress: Callable[[int, int], None]
+    ranking: Ranking
+    fitting: dict[str, list[NDArray[np.bool_]]] = field(default_factory=dict)
+    tried: dict[Layout, Estimate] | None = None
+    stop: Callable[[], bool] = lambda: False
     error: StudyError | None = None
     interrupted: bool = False
 
     def evaluate(self, layout: Layout) -> Estimate:
-        """The estimate of one layout."""
+        """The estimate of one layout or an array of them."""
         return predict(self.graphs[layout.recompute], layout, self.machine)
 
-    def exhaust(self) -> None:
-        """Price the whole space, then write the best layouts down."""
-        price_all(self.graphs, self.space, self.machine, self.ranking, self.progress)
-        if self.study.where is None:
+    def price(self) -> None:
+        """Price the whole table."""
+        for name, _, layouts in self.table.chunks():
+            if self.halted():
+                return
+            fits = self.ranking.add(layouts, self.evaluate(layouts))
+            self.fitting.setdefault(name, []).append(fits)
+            self.progress(self.ranking.evaluated, len(self.table))
+
+    def halted(self) -> bool:
+        """Whether to end here, because somebody wants it."""
+        self.interrupted = self.interrupted or self.stop()
+        return self.interrupted
+
+    @cached_property
+    def best(self) -> list[Candidate]:
+        """The best layouts of the table."""
+        return [Candidate(layout=layout, estimate=self.evaluate(layout)) for _, layout in self.ranking.best]
+
+    def record(self) -> None:
+        """Write the best layouts down, but for those that the study holds from an earlier run."""
+        if self.study.where is None or self.halted():
             return
-        rows = ((layout, self.evaluate(layout)) for _, layout in self.ranking.best)
-        try:
-            self.interrupted = not self.study.record(self.space, rows)
-        except StudyError as error:
-            self.error = error
+        self.study.draw_from(self.table)
+        known = set(self.study.news())
+        for candidate in self.best[:RECORDED]:
+            if self.halted():
+                return
+            if candidate.layout not in known:
+                self.study.record(candidate.layout, candidate.estimate)
 
     def sample(self, sampler: str, seed: int, trials: int) -> None:
-        """Let a sampler propose layouts one by one."""
-        try:
-            for layout, estimate in self.study.sample(
-                self.space, self.evaluate, sampler=sampler, seed=seed, trials=trials
-            ):
-                self.ranking.add(layout, estimate)
-                self.progress(self.ranking.evaluated)
-        except StudyError as error:
-            self.error = error
-        except KeyboardInterrupt:
-            self.interrupted = True
+        """Let a sampler choose among the layouts that fit until the study holds `trials` different ones."""
+        if self.halted() or not self.ranking.feasible:
+            return
+        self.tried = {}
+        table = self.table.where({name: np.concatenate(masks) for name, masks in self.fitting.items()})
+        self.study.draw_from(table)
+        self.study.seed(sampler, seed)
+        trials = min(trials, len(table))
+        for _ in range(ASKS * trials):
+            for layout in self.study.news():  # of earlier runs and of other processes, too
+                self.try_out(layout)
+            self.progress(len(self.tried), trials)
+            if len(self.tried) >= trials or self.halted():
+                return
+            asked, layout = self.study.ask()
+            if layout in self.tried:
+                self.study.pass_over(asked)
+            else:
+                self.study.tell(asked, layout, self.try_out(layout))
+
+    def try_out(self, layout: Layout) -> Estimate:
+        """The estimate of a layout that was chosen, worked out once."""
+        assert self.tried is not None
+        if layout not in self.tried:
+            self.tried[layout] = self.evaluate(layout)
+        return self.tried[layout]
 
     def result(self, top: int, seconds: float) -> Result:
         """The outcome, with full estimates of the layouts that are shown."""
-        ranking = self.ranking
+        ranking, score = self.ranking, self.ranking.objective.score
+        found = self.best
+        if self.tried is not None:
+            found = [Candidate(layout=layout, estimate=estimate) for layout, estimate in self.tried.items()]
+            found.sort(key=lambda candidate: float(score(candidate.estimate)))
         nearest = None if ranking.best else ranking.nearest
         return Result(
-            top=tuple(Candidate(layout=layout, estimate=self.evaluate(layout)) for _, layout in ranking.best[:top]),
+            top=tuple(found[:top]),
             evaluated=ranking.evaluated,
             feasible=ranking.feasible,
+            tried=None if self.tried is None else len(self.tried),
             fallen=dict(ranking.fallen.most_common()),
             nearest=Candidate(layout=nearest, estimate=self.evaluate(nearest)) if nearest else None,
             seconds=seconds,
@@ -119,6 +178,7 @@ class _Run:
 
 
 def _digest(graphs: Mapping[str, Graph], *parts: object) -> str:
-    """Eight digits that change with anything that the numbers of a study depend on."""
+    """Eight digits that change with anything that the numbers of a study depend on, but not with source lines."""
     text = "\n".join(repr(part) for part in (__version__, sorted(graphs.items()), *parts))
+    text = re.sub(r"(source|scope|origin)=('[^']*'|\"[^\"]*\")", "", text)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

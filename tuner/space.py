@@ -6,16 +6,16 @@ table. A choice that changes nothing is made once: ZeRO needs fsdp > 1 and seque
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel import Layout
+from perfmodel import Layout, LayoutError
 
 AXES = ("tp", "pp", "cp", "fsdp", "dp")
 SIZES = (*AXES, "mb", "global_batch")
@@ -23,6 +23,9 @@ SIZES = (*AXES, "mb", "global_batch")
 
 POLICIES = ("full", "selective", "none")
 CHOICES: Mapping[str, tuple[Any, ...]] = {"zero": (0, 1, 2, 3), "sp": (False, True), "recompute": POLICIES}
+
+CHUNK = 16_384
+"""Layouts handed out in one array: enough to amortise a call, few enough to stay near the processor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +41,27 @@ class Space:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     policies: tuple[str, ...] = POLICIES
 
-    @cached_property
-    def tables(self) -> Mapping[str, tuple[Layout, NDArray[np.float64]]]:
-        """By name, each combination of structural choices that has layouts, and their sizes [layout, column]."""
-        choices = {**CHOICES, "recompute": self.policies}
-        options = [(self.fixed[key],) if key in self.fixed else values for key, values in choices.items()]
+    def table(self) -> Table:
+        """Every layout; raises LayoutError where the fixed keys leave none."""
         found = {}
-        for values in product(*options):
-            structure = Layout(**dict(zip(choices, values, strict=True)))
+        for zero, sp, recompute in product(*(self._options(key) for key in CHOICES)):
+            structure = Layout(zero=zero, sp=sp, recompute=recompute)
             rows = self._rows(structure)
             if len(rows):
-                name = f"zero={structure.zero},sp={int(structure.sp)},recompute={structure.recompute}"
-                found[name] = structure, rows[np.lexsort(rows.T[::-1])]
-        return found
+                found[_name(structure)] = structure, rows[np.lexsort(rows.T[::-1])]
+        if not found:
+            fixed = ",".join(f"{key}={value}" for key, value in self.fixed.items())
+            raise LayoutError(
+                f"layout: got {fixed}, with which there is no layout of {self.ranks} ranks and global batch "
+                f"{', '.join(map(str, self.global_batches))}, expected sizes that divide these: fix other values"
+            )
+        return Table(found)
+
+    def _options(self, key: str) -> tuple[Any, ...]:
+        """Values of a structural choice; a given one stands beside what it is where it changes nothing."""
+        if key == "recompute":
+            return (self.fixed[key],) if key in self.fixed else self.policies
+        return tuple(sorted({CHOICES[key][0], self.fixed[key]})) if key in self.fixed else CHOICES[key]
 
     def _rows(self, structure: Layout) -> NDArray[np.float64]:
         sizes = _factorizations(self.ranks, len(AXES))
@@ -58,10 +69,10 @@ class Space:
         keep = np.ones(len(sizes), dtype=np.bool_)
         for axis in AXES:
             keep &= columns[axis] == self.fixed.get(axis, columns[axis])
-        if "zero" not in self.fixed:
-            keep &= (columns["fsdp"] > 1) == (structure.zero > 0)
-        if "sp" not in self.fixed:
-            keep &= (columns["tp"] > 1) | (not structure.sp)
+        keep &= (columns["fsdp"] > 1) == (structure.zero > 0)
+        keep &= (columns["tp"] > 1) | (not structure.sp)
+        if self.fixed.get("sp"):
+            keep &= (columns["tp"] > 1) == structure.sp
         return np.concatenate([self._microbatched(sizes[keep], batch) for batch in self.global_batches])
 
     def _microbatched(self, sizes: NDArray[np.float64], batch: int) -> NDArray[np.float64]:
@@ -69,28 +80,51 @@ class Space:
         data = sizes[:, AXES.index("fsdp")] * sizes[:, AXES.index("dp")]
         blocks = [np.empty((0, len(SIZES)))]
         for ranks in np.unique(data):
-            share = batch / ranks
-            options = _divisors(int(share)) if share == int(share) else [1]
-            options = [self.fixed["mb"]] if "mb" in self.fixed else options
+            share, rest = divmod(batch, int(ranks))
+            options = [1] if rest else _divisors(share)
+            if "mb" in self.fixed:
+                options = [mb for mb in options if mb == self.fixed["mb"]]
             rows = sizes[data == ranks]
             blocks += [np.column_stack([rows, np.full((len(rows), 2), (mb, batch))]) for mb in options]
         return np.concatenate(blocks)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Layouts by their structural choices: a layout that has these, and the sizes that go with it [layout, column]."""
+
+    rows: Mapping[str, tuple[Layout, NDArray[np.float64]]]
+
+    def __len__(self) -> int:
+        return sum(len(rows) for _, rows in self.rows.values())
+
+    def chunks(self) -> Iterator[tuple[str, slice, Layout]]:
+        """Arrays of layouts, with where they stand: name of the structural choices, and which of its rows."""
+        for name, (structure, rows) in self.rows.items():
+            for start in range(0, len(rows), CHUNK):
+                part = slice(start, start + CHUNK)
+                yield name, part, _layouts(structure, rows[part])
+
+    def where(self, masks: Mapping[str, NDArray[np.bool_]]) -> Table:
+        """The layouts for which a mask is true, one mask of all rows for each name."""
+        kept = {name: (structure, rows[masks[name]]) for name, (structure, rows) in self.rows.items()}
+        return Table({name: (structure, rows) for name, (structure, rows) in kept.items() if len(rows)})
 
     def decode(self, choices: str, quantiles: Mapping[str, float]) -> Layout:
         """The layout at a point of the unit cube: each size in turn is the given quantile of those still possible.
 
         Every point is a layout, and points drawn evenly are layouts drawn evenly.
         """
-        structure, rows = self.tables[choices]
+        structure, rows = self.rows[choices]
         for column, name in enumerate(SIZES):
             row = min(int(quantiles[name] * len(rows)), len(rows) - 1)
             rows = rows[rows[:, column] == rows[row, column]]
-        return layouts_of(structure, rows).at(0)
+        return _layouts(structure, rows).at(0)
 
     def encode(self, layout: Layout) -> tuple[str, dict[str, float]]:
         """A point that `decode` turns into `layout`."""
-        choices = f"zero={layout.zero},sp={int(layout.sp)},recompute={layout.recompute}"
-        _, rows = self.tables[choices]
+        choices = _name(layout)
+        _, rows = self.rows[choices]
         quantiles = {}
         for column, name in enumerate(SIZES):
             matching = np.flatnonzero(rows[:, column] == getattr(layout, name))
@@ -99,14 +133,19 @@ class Space:
         return choices, quantiles
 
 
-def layouts_of(structure: Layout, rows: NDArray[np.float64]) -> Layout:
+def _name(layout: Layout) -> str:
+    """The structural choices of a layout."""
+    return f"zero={layout.zero},sp={int(layout.sp)},recompute={layout.recompute}"
+
+
+def _layouts(structure: Layout, rows: NDArray[np.float64]) -> Layout:
     """Rows of a table as layouts."""
     sizes: dict[str, Any] = dict(zip(SIZES, rows.T, strict=True))
     return replace(structure, **sizes)
 
 
 def _divisors(n: int) -> list[int]:
-    small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     return sorted({*small, *(n // d for d in small)})
 
 

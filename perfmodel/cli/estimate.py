@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from perfmodel.cli.options import add_machine, add_model, positive
+from perfmodel.cli.options import add_machine, add_model
 from perfmodel.cli.output import Output
 
 SUMMARY = "predict step time, memory and cost of one layout"
@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_machine(parser)
     parser.add_argument("--layout", required=True, metavar="L", help=LAYOUT)
     parser.add_argument(
-        "--global-batch", type=positive, metavar="N", help="sequences per step over all ranks (default: the model's)"
+        "--global-batch", type="count", metavar="N", help="sequences per step over all ranks (default: the model's)"
     )
 
 
@@ -34,6 +34,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
     machine = load_machine(arguments.machine)
     ranks = check_chips(machine, arguments.chips)
+    if not arguments.layout.strip(" ,"):
+        raise LayoutError(f"--layout: got {arguments.layout!r}, expected at least one key: write it as fsdp=8,tp=4")
     layout = Layout.parse(arguments.layout, ranks=ranks)
     graph = trace(load_program(arguments.model, seq_len=arguments.seq_len, recompute=layout.recompute))
     layout = replace(layout, global_batch=arguments.global_batch or graph.global_batch)
@@ -41,8 +43,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     broken = [rule for rule, is_broken in estimate.violations.items() if is_broken and rule != OUT_OF_MEMORY]
     if broken:
         raise LayoutError(
-            f"layout {layout.notation()}: got {'; '.join(broken)} (global batch {layout.global_batch}), expected sizes "
-            f"that divide: change the layout"
+            f"layout {layout.notation()}: got {'; '.join(broken)} (global batch {layout.global_batch}), expected a "
+            f"layout that breaks no rule: change it"
         )
     output.note(f"{arguments.chips} chips = {ranks} ranks, global batch {layout.global_batch}, {layout.notation()}")
     output.result(

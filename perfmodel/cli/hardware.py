@@ -20,14 +20,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Dispatch on the action."""
     if arguments.action == "list":
-        return _list(output)
+        return _list(arguments.machines, output)
     return _show(arguments.machines, output) if arguments.action == "show" else _check(arguments.machines, output)
 
 
-def _list(output: Output) -> int:
+def _list(names: list[str], output: Output) -> int:
     from perfmodel.catalog import machine_names, read_machine
+    from perfmodel.errors import MachineError
     from perfmodel.report.layout import table
 
+    if names:
+        raise MachineError(f"hardware list: got {' '.join(names)}, expected no machine: see perfmodel hardware show")
     files = {name: read_machine(name)[1] for name in machine_names()}
     rows = [(name, str(data["title"]), *_headline(data)) for name, data in files.items()]
     columns = ("name", "machine", ">bf16 peak", ">memory", ">bandwidth", ">ranks", ">USD/h")

@@ -12,14 +12,16 @@ import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from typing import NoReturn, Protocol
 
 from perfmodel import __version__
-from perfmodel.cli.output import Output, silence_broken_pipe
+from perfmodel.cli.output import Output, OutputError, complain, silence, write
 from perfmodel.errors import PerfModelError
 
 SUCCESS, NO, WRONG, FAULT, INTERRUPTED = 0, 1, 2, 3, 130
+LARGEST = 2**31
 
 OWN = {"trace": "perfmodel.cli.trace", "estimate": "perfmodel.cli.estimate", "hardware": "perfmodel.cli.hardware"}
 ORDER = ("trace", "estimate", "tune", "hardware")
@@ -58,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", words, INTERRUPTED)
     except BrokenPipeError:
-        silence_broken_pipe()
+        silence()
         return SUCCESS
-    except (PerfModelError, RequestError) as error:
+    except (PerfModelError, RequestError, OutputError) as error:
         return _fail(str(error), words, WRONG)
     except Exception as error:
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -71,21 +73,28 @@ def _run(words: Sequence[str]) -> int:
     commands = _commands()
     if words and words[0] in PLANNED and words[0] not in commands:
         raise RequestError(f"{words[0]} is not in this release yet, expected one of {', '.join(commands)}: wait for it")
-    arguments = _parser(commands).parse_args(words)
-    output = Output(as_json=arguments.json, quiet=arguments.quiet)
-    status = commands[arguments.command].run(arguments, output)
-    sys.stdout.flush()
-    return status
+    arguments, rest = _parser(commands).parse_known_args(words)
+    if rest:
+        raise RequestError(f"got {' '.join(rest)!r}, which it does not take: see perfmodel {arguments.command} --help")
+    return commands[arguments.command].run(arguments, Output(as_json=arguments.json, quiet=arguments.quiet))
 
 
 def _fail(message: str, words: Sequence[str], status: int) -> int:
     if "--debug" in words:
         raise
     line = " ".join(message.split())
-    print(f"perfmodel: {line}", file=sys.stderr)
+    complain(f"perfmodel: {line}")
     if "--json" in words:
-        print(json.dumps({"error": line}))
+        with suppress(OutputError, BrokenPipeError):
+            write(json.dumps({"error": line}) + "\n")
     return status
+
+
+def count(text: str) -> int:
+    """A whole number from 1 to 2^31: arguments of `type="count"`."""
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= LARGEST):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1 to {LARGEST}")
+    return int(text)
 
 
 def _commands() -> Mapping[str, Command]:
@@ -106,6 +115,7 @@ def _parser(commands: Mapping[str, Command]) -> Parser:
     chooser = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name, command in commands.items():
         own = chooser.add_parser(name, help=command.SUMMARY, description=command.SUMMARY)
+        own.register("type", "count", count)
         command.configure(own)
         own.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
         own.add_argument("--quiet", action="store_true", help="no notes and no progress on standard error")

@@ -12,18 +12,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """MODEL and what it is traced with."""
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument(
-        "--seq-len", type=positive, metavar="N", help="sequence length (default: the model's own, at most 8192)"
+        "--seq-len", type="count", metavar="N", help="sequence length (default: the model's own, at most 8192)"
     )
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """The machine and how much of it."""
     parser.add_argument("--machine", required=True, metavar="MACHINE", help=MACHINE)
-    parser.add_argument("--chips", required=True, type=positive, metavar="N", help="accelerators, as one buys them")
-
-
-def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number above 0")
-    return int(text)
+    parser.add_argument("--chips", required=True, type="count", metavar="N", help="accelerators, as one buys them")

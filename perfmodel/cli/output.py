@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
 FULL_WIDTH = 10_000
 """Columns of a table in a pipe, where nothing may be cut or folded."""
@@ -25,38 +26,77 @@ class Output:
         self.quiet = quiet
 
     def result(self, document: Callable[[], Any], *renderables: RenderableType) -> None:
-        """Print a result: `document()` as JSON if that was asked for, else the renderables."""
+        """Print a result: `document()` as JSON if that was asked for, else the renderables.
+
+        Raises OutputError where standard output takes no more, BrokenPipeError where its reader has gone.
+        """
         if self.as_json:
-            print(json.dumps(_plain(document()), indent=2, allow_nan=False))
+            write(json.dumps(_plain(document()), indent=2, allow_nan=False) + "\n")
         else:
-            console = self._console()
-            for renderable in renderables:
-                console.print(renderable)
+            write(_text(renderables))
 
     def note(self, text: str) -> None:
         """A line for a person who watches."""
         if not self.quiet:
-            print(text, file=sys.stderr)
+            complain(text)
 
     @contextmanager
-    def progress(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A progress bar on a terminal, to be told how much is done; elsewhere nothing."""
-        if self.quiet or not sys.stderr.isatty():
-            yield lambda done: None
+    def progress(self, description: str) -> Iterator[Callable[[int, int], None]]:
+        """A progress bar on a terminal, to be told how much of how much is done; elsewhere nothing."""
+        if self.quiet or sys.stderr is None or not sys.stderr.isatty():
+            yield lambda done, total: None
             return
+        from rich.console import Console
         from rich.progress import Progress
 
-        with Progress(console=self._console(stderr=True), transient=True) as bar:
-            task = bar.add_task(description, total=total)
-            yield lambda done: bar.update(task, completed=done)
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(description, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
 
-    def _console(self, *, stderr: bool = False) -> Console:
-        from rich.console import Console
 
-        stream = sys.stderr if stderr else sys.stdout
-        if stream.isatty():
-            return Console(stderr=stderr, highlight=False)
-        return Console(stderr=stderr, highlight=False, width=FULL_WIDTH, color_system=None, emoji=False)
+def complain(text: str) -> None:
+    """A line on standard error, if anybody can hear it."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+class OutputError(Exception):
+    """Standard output cannot be written."""
+
+
+def write(text: str) -> None:
+    """Write to standard output, to the end."""
+    if sys.stdout is None:
+        raise OutputError("standard output: got a closed stream, expected one that can be written: redirect it")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence()
+        raise OutputError(
+            f"standard output: got {error.strerror}, expected a stream that can be written: redirect it"
+        ) from None
+
+
+def silence() -> None:
+    """After a failed write, let the interpreter end without complaint about what it could not flush."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _text(renderables: Iterable[RenderableType]) -> str:
+    """Renderables as they look on this terminal; in a pipe plain, uncut, and without blanks at line ends."""
+    from rich.console import Console
+
+    if sys.stdout is not None and sys.stdout.isatty():
+        console = Console(highlight=False)
+        with console.capture() as capture:
+            console.print(*renderables, sep="\n")
+        return capture.get()
+    page = io.StringIO()
+    Console(file=page, highlight=False, width=FULL_WIDTH, color_system=None).print(*renderables, sep="\n")
+    return "".join(f"{line.rstrip()}\n" for line in page.getvalue().splitlines())
 
 
 def _plain(value: Any) -> Any:
@@ -68,8 +108,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def silence_broken_pipe() -> None:
-    """After `| head` has closed the pipe, let the interpreter end without complaint."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -49,7 +49,7 @@ def summary(estimate: Estimate) -> Iterator[tuple[str, str]]:
         f"{format_seconds(float(estimate.step_time_s))}  ({lower} with perfect overlap, {upper} with none)",
     )
     yield "MFU", f"{100 * float(estimate.mfu):.1f} %"
-    yield "throughput", f"{format_count(float(estimate.tokens_per_s))}tokens/s"
+    yield "throughput", f"{format_count(float(estimate.tokens_per_s))} tokens/s"
     yield "memory", f"{format_bytes(needed)} of {format_bytes(capacity)} per rank ({100 * needed / capacity:.0f} %)"
     yield (
         "cost",

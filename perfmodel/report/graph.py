@@ -19,12 +19,13 @@ LINES = 12
 
 @dataclass(slots=True)
 class Tally:
-    """Executed ops, their FLOPs by engine and the bytes of their operands and results [B], before fusion."""
+    """Executed ops, their FLOPs by engine and the bytes that they read and write [B], before fusion; their phases."""
 
     ops: float = 0.0
     flops: float = 0.0
     vector_flops: float = 0.0
     bytes: float = 0.0
+    phases: tuple[str, ...] = ()
 
     def add(self, graph: Graph, op: Op, times: float) -> None:
         """Count an op that runs `times` times."""
@@ -34,7 +35,9 @@ class Tally:
                 self.flops += times * work.flops
             else:
                 self.vector_flops += times * work.flops
-        self.bytes += times * sum(graph.bytes(value) for value in (*op.operands, *op.results))
+        self.bytes += times * graph.traffic(op)
+        if op.phase not in self.phases:
+            self.phases += (op.phase,)
 
 
 @dataclass(slots=True)
@@ -42,7 +45,7 @@ class Summary:
     """Tallies of a graph: `loops` by (depth, trips, source), `lines` by source line and `phases` by phase."""
 
     total: Tally = field(default_factory=Tally)
-    loops: list[tuple[int, int, str, str, Tally]] = field(default_factory=list)
+    loops: list[tuple[int, int, str, Tally]] = field(default_factory=list)
     lines: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     phases: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
 
@@ -56,7 +59,7 @@ def summarise(graph: Graph) -> Summary:
             if isinstance(node, Loop):
                 trips = graph.factors[node.trip].size
                 tally = Tally()
-                summary.loops.append((len(around), trips, node.source, node.phase, tally))
+                summary.loops.append((len(around), trips, node.source, tally))
                 visit(node.body, times * trips, [*around, tally])
             else:
                 for tally in (summary.total, summary.lines[node.source], summary.phases[node.phase], *around):
@@ -77,8 +80,8 @@ def graph_json(graph: Graph) -> dict[str, Any]:
         "total": asdict(summary.total),
         "phases": {phase: asdict(tally) for phase, tally in summary.phases.items()},
         "loops": [
-            {"depth": depth, "trips": trips, "source": source, "phase": phase, **asdict(tally)}
-            for depth, trips, source, phase, tally in summary.loops
+            {"depth": depth, "trips": trips, "source": source, **asdict(tally)}
+            for depth, trips, source, tally in summary.loops
         ],
         "lines": {line: asdict(tally) for line, tally in summary.lines.items()},
         "factors": [
@@ -116,9 +119,10 @@ def graph_report(graph: Graph) -> Iterator[RenderableType]:
     )
     yield table(("phase", *TALLY), [(phase, *_cells(tally)) for phase, tally in summary.phases.items()])
     loops = [
-        (f"{'  ' * depth}{source}", phase, f"{trips:,}", *_cells(t)) for depth, trips, source, phase, t in summary.loops
+        (f"{'  ' * depth}{source}", "+".join(tally.phases), f"{trips:,}", *_cells(tally))
+        for depth, trips, source, tally in summary.loops
     ]
-    yield table(("loop", "phase", ">trips", *TALLY), loops, title="By loop")
+    yield table(("loop", "phases", ">trips", *TALLY), loops, title="By loop")
     lines = sorted(summary.lines.items(), key=lambda item: (-item[1].flops, -item[1].bytes))[:LINES]
     yield table(("line", *TALLY), [(line, *_cells(tally)) for line, tally in lines], title="By source line")
     factors = [(name, f"{size:,}", origin, str(count)) for name, size, origin, count in named_factors(graph)]
