@@ -100,16 +100,22 @@ def load_machine(name_or_path: str | Path, *, calibrated: bool = True) -> Machin
 
 
 def _gaps(spec: MachineSpec, calibration: CalibrationSpec | None, wanted: bool) -> tuple[str, ...]:
-    """What lacks a calibration, in words."""
+    """What lacks a measurement, in words."""
     if calibration is None:
         state = "is not calibrated" if wanted else "is taken without its calibration"
         return (f"{spec.name} {state}: a pure roofline, no overlap",)
     known = {tier.name for tier in calibration.tiers}
-    return tuple(
+    ideal = (
         f"tier {tier.name} of {spec.name} is not calibrated: collectives reach its full bandwidth"
         for tier in spec.tiers
         if tier.name not in known
     )
+    guesses = [
+        f"{path} {number.value:g}"
+        for path, number in numbers(calibration)
+        if number.kind == "assumed" and path.startswith(("efficiency.", "overlap."))
+    ]
+    return (*ideal, *([f"assumed, not measured: {', '.join(guesses)}"] if guesses else []))
 
 
 class _Reader:
