@@ -6,8 +6,10 @@ are published and can be expressed or nearly so; of each source and model the sm
 
 from __future__ import annotations
 
+import csv
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 
 from perfmodel import Layout, check_chips, load_machine, load_program, predict, trace
 
@@ -24,125 +26,16 @@ class Row:
     global_batch: int
     seconds: float
     source: str
-    differs: str = ""
+    differs: str
 
 
-DGXC = "NVIDIA/dgxc-benchmarking v24.11.1"
-INTERLEAVED = "measured with {} virtual stages, predicted with 1F1B"
-SLOWER = "measured over 800 Gbit/s between nodes, predicted over 3200"
-SOME_BLOCKS = f"{SLOWER}; some blocks recomputed whole, predicted with attention cores recomputed"
-IBM = "foundation-model-stack/fms-fsdp"
-
-ROWS = (
-    Row(
-        model="llama3.1-8b",
-        machine="h100",
-        chips=8,
-        layout="fsdp=4,cp=2,zero=1,recompute=none",
-        seq_len=8192,
-        global_batch=128,
-        seconds=12.91,
-        source=DGXC,
-    ),
-    Row(
-        model="llama3.1-8b",
-        machine="h100",
-        chips=128,
-        layout="fsdp=64,cp=2,zero=1,recompute=none",
-        seq_len=8192,
-        global_batch=2048,
-        seconds=13.10,
-        source=DGXC,
-    ),
-    Row(
-        model="llama3.1-70b",
-        machine="h100",
-        chips=64,
-        layout="fsdp=2,tp=4,cp=2,pp=4,zero=1,recompute=none",
-        seq_len=8192,
-        global_batch=128,
-        seconds=14.72,
-        source=DGXC,
-        differs=INTERLEAVED.format(5),
-    ),
-    Row(
-        model="llama3.1-70b",
-        machine="h100",
-        chips=2048,
-        layout="fsdp=64,tp=4,cp=2,pp=4,zero=1,recompute=none",
-        seq_len=8192,
-        global_batch=4096,
-        seconds=14.98,
-        source=DGXC,
-        differs=INTERLEAVED.format(5),
-    ),
-    Row(
-        model="llama3-405b",
-        machine="h100",
-        chips=576,
-        layout="fsdp=4,tp=8,cp=2,pp=9,zero=1,recompute=none",
-        seq_len=8192,
-        global_batch=252,
-        seconds=17.20,
-        source=DGXC,
-        differs=f"{INTERLEAVED.format(7)}; 16 key/value heads measured, 8 predicted",
-    ),
-    Row(
-        model="llama3-405b",
-        machine="h100",
-        chips=2304,
-        layout="fsdp=16,tp=8,cp=2,pp=9,zero=1,recompute=none",
-        seq_len=8192,
-        global_batch=1008,
-        seconds=17.62,
-        source=DGXC,
-        differs=f"{INTERLEAVED.format(7)}; 16 key/value heads measured, 8 predicted",
-    ),
-    Row(
-        model="llama2-7b",
-        machine="h100",
-        chips=96,
-        layout="dp=12,fsdp=8,mb=2,recompute=none",
-        seq_len=4096,
-        global_batch=192,
-        seconds=0.853,
-        source=IBM,
-        differs=SLOWER,
-    ),
-    Row(
-        model="llama2-13b",
-        machine="h100",
-        chips=96,
-        layout="fsdp=96,mb=2,recompute=selective",
-        seq_len=4096,
-        global_batch=192,
-        seconds=1.689,
-        source=IBM,
-        differs=SOME_BLOCKS,
-    ),
-    Row(
-        model="llama2-70b",
-        machine="h100",
-        chips=96,
-        layout="fsdp=96,mb=2,recompute=selective",
-        seq_len=4096,
-        global_batch=192,
-        seconds=9.204,
-        source=IBM,
-        differs=SOME_BLOCKS,
-    ),
-    Row(
-        model="llama2-70b",
-        machine="trn2",
-        chips=1024,
-        layout="fsdp=1024,tp=4,recompute=full",
-        seq_len=4096,
-        global_batch=1024,
-        seconds=11.2,
-        source="AXLearn, arXiv 2507.05411 table 3",
-        differs="measured with attention outputs saved, predicted with full recomputation",
-    ),
-)
+def rows() -> list[Row]:
+    """The table beside this script."""
+    numbers = {"chips": int, "seq_len": int, "global_batch": int, "seconds": float}
+    with Path(__file__).with_suffix(".csv").open(newline="") as file:
+        return [
+            Row(**{key: numbers.get(key, str)(text) for key, text in line.items()}) for line in csv.DictReader(file)
+        ]
 
 
 def predicted(row: Row) -> tuple[float, float, float]:
@@ -159,7 +52,7 @@ def main() -> None:
     print("| model | machine | layout | measured [s] | predicted [s] | bounds [s] | error | source | differs |")
     print("|---|---|---|---|---|---|---|---|---|")
     errors = []
-    for row in ROWS:
+    for row in rows():
         expected, lower, upper = predicted(row)
         errors.append(expected / row.seconds - 1.0)
         print(

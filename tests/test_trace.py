@@ -143,6 +143,22 @@ def test_ragged_dot_counts_each_row_once() -> None:
     assert flops(fn, spec(T, D), spec(E, D, F), spec(E, dtype=I32)) == 2 * T * D * F
 
 
+def test_bytes_of_slices_are_those_of_the_slice() -> None:
+    rows, table = spec(5, dtype=I32), spec(100, K)
+
+    def moved(kind: str, fn: Callable[..., Any], *trees: Any) -> float:
+        graph = trace(program(fn, *trees))
+        return sum(times * graph.traffic(op) for times, op in graph.walk() if op.kind == kind)
+
+    one, index = 4 * K, 4
+    assert moved("gather", lambda t, i: t[i], table, rows) == 5 * index + 2 * 5 * one
+    assert moved("scatter", lambda t, i, u: t.at[i].add(u), table, rows, spec(5, K)) == 5 * index + 2 * 5 * one
+    walk = lambda t: lax.scan(lambda c, x: (c + x, c), jnp.zeros(K), t)
+    scalars = 2 * index  # where to slice
+    assert moved("dynamic_slice", walk, table) == 100 * (2 * one + scalars)
+    assert moved("dynamic_update_slice", walk, table) == 100 * (2 * one + scalars)
+
+
 def test_parameters_and_bytes() -> None:
     graph = trace(program(lambda w, x: x @ w, spec(K, N, dtype=BF16), spec(M, K, dtype=BF16)))
     assert graph.parameter_count() == K * N + M * K

@@ -13,7 +13,7 @@ from perfmodel.units import format_bytes, format_count, format_seconds
 from tuner.result import Candidate, Result
 from tuner.space import CHOICES
 
-COLUMNS = (">#", "layout", ">step", ">bounds", ">MFU", ">tokens/s", ">memory", ">$/M tok", "bound by")
+COLUMNS = (">#", "layout", ">step", ">bounds", ">MFU", ">tokens/s", ">memory", ">$/Mtok", "bound by")
 DEFAULT = Layout(mb=0).notation().split(",")
 """What a layout is taken to say where it says nothing; the microbatch is always said."""
 
@@ -27,7 +27,7 @@ def report(result: Result, heading: str) -> Iterator[RenderableType]:
     several = len({candidate.layout.global_batch for candidate in result.top}) > 1
     rows = [_row(i, candidate, say_batch=several) for i, candidate in enumerate(result.top, 1)]
     yield Text(f"{heading}", style="bold")
-    yield table(COLUMNS, rows, spare=("tokens/s", "bounds"))
+    yield table(COLUMNS, rows, spare=("bounds", "tokens/s"))
     yield pairs(_facts(result))
     yield pairs([("", line) for line in result.best.estimate.assumptions], title="Assumptions")
 
@@ -69,6 +69,6 @@ def _facts(result: Result) -> Iterator[tuple[str, str]]:
         choices = [part for part in DEFAULT if part.partition("=")[0] in CHOICES]
         yield "left out", ", ".join(["axes of size 1", *choices])
         yield "memory", f"{format_bytes(float(e.memory_capacity_bytes))} per rank"
-        yield "cost", f"${float(e.cost_usd_per_hour):,.2f} per hour"
+        yield "best", f"{format_count(float(e.tokens_per_s))} tokens/s for ${float(e.cost_usd_per_hour):,.2f} per hour"
     if result.study is not None:
         yield "study", result.study

@@ -11,8 +11,9 @@ from perfmodel.errors import TraceError
 from perfmodel.graph import Graph
 from perfmodel.trace.build import finish
 from perfmodel.trace.program import ROLES, Argument, Hints, Program
+from perfmodel.trace.raw import RawNode
 from perfmodel.trace.stablehlo import lower, tensor_type
-from perfmodel.trace.walk import RawNode, Walker
+from perfmodel.trace.walk import Walker
 
 __all__ = ["Argument", "Hints", "Program", "trace"]
 

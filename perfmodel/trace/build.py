@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from perfmodel.graph import Dim, Dims, Factor, Graph, Loop, Node, Op, Parameter, Value, Work
+from perfmodel.trace.raw import RawLoop, RawNode, RawOp
 
 if TYPE_CHECKING:
-    from perfmodel.trace.walk import RawLoop, RawNode, RawOp, Walker
+    from perfmodel.trace.walk import Walker
 
 
 def phase_of(scope: str) -> str:
@@ -72,7 +73,7 @@ class _Finisher:
         return tuple(Factor(size=size, name=name, origin=origin) for size, name, origin in labels)
 
     def node(self, raw: RawNode) -> Node:
-        return self.op(raw) if hasattr(raw, "rule") else self.loop(raw)  # type: ignore[arg-type]
+        return self.op(raw) if isinstance(raw, RawOp) else self.loop(raw)
 
     def loop(self, raw: RawLoop) -> Loop:
         (trip,) = self.dim([raw.trip]) or (self.unit(raw.trip),)
@@ -139,7 +140,7 @@ class _Finisher:
         )
 
 
-def _spreader(parts: Sequence[tuple[int, ...]]):  # type: ignore[no-untyped-def]
+def _spreader(parts: Sequence[tuple[int, ...]]) -> Callable[[Sequence[int]], tuple[int, ...]]:
     def spread(indices: Sequence[int]) -> tuple[int, ...]:
         """Local indices of the leaves that the op's factors were split into."""
         return tuple(leaf for i in indices for leaf in parts[i])

@@ -13,10 +13,11 @@ from jaxlib.mlir import ir
 
 from perfmodel.graph import Graph, Op
 from perfmodel.trace.build import finish
+from perfmodel.trace.raw import RawNode, RawOp, RawWork
 from perfmodel.trace.stablehlo import Rule
 
 if TYPE_CHECKING:
-    from perfmodel.trace.walk import RawNode, RawOp, Walker
+    from perfmodel.trace.walk import Walker
 
 # A causal kernel skips the blocks above the diagonal: (S+1)/(2S) of the scores, one half for long sequences.
 CAUSAL_SHARE = 0.5
@@ -26,8 +27,6 @@ def kernel_op(
     outer: Walker, op: ir.Operation, name: str, function: str, operands: Sequence[int], results: Sequence[int]
 ) -> RawOp:
     """The raw op of a marked kernel, its rule derived from the decomposition `function`."""
-    from perfmodel.trace.walk import RawOp, RawWork  # a Walker calls us for the kernels it meets
-
     body = _body(outer, function, operands)
     inputs = [parameter.value for parameter in body.parameters]
     share = CAUSAL_SHARE if _causal(op) else 1.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from jaxlib.mlir import ir
@@ -13,58 +12,16 @@ from jaxlib.mlir import ir
 from perfmodel.errors import TraceError
 from perfmodel.trace import ops
 from perfmodel.trace.factors import FactorSpace
+from perfmodel.trace.kernel import kernel_op
 from perfmodel.trace.ops import KINDS, Shape, Shapes
 from perfmodel.trace.program import Hints
+from perfmodel.trace.raw import RawLoop, RawNode, RawOp, RawWork
 from perfmodel.trace.rules import OWN_RULES, attributes_of, identity_rule
-from perfmodel.trace.stablehlo import Rule, read_rule, scope_of, source_of, splat, tensor_type
+from perfmodel.trace.stablehlo import read_rule, scope_of, source_of, splat, tensor_type
 
 KERNEL_PREFIX = "perfmodel."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RawWork:
-    """FLOPs of one engine, spread over local factors."""
-
-    engine: str
-    flops: float
-    dtype: str
-    over: tuple[int, ...]
-    share: float = 1.0
-
-
-@dataclass(slots=True, kw_only=True)
-class RawOp:
-    """An op whose local factors are still nodes of the factor space."""
-
-    kind: str
-    operands: list[int]
-    results: list[int]
-    rule: Rule
-    nodes: list[int]
-    summed: list[tuple[int, ...]]
-    reducer: str = "add"
-    stepped: list[int] = field(default_factory=list)
-    linear: tuple[int, ...] = ()
-    work: list[RawWork] = field(default_factory=list)
-    scope: str = ""
-    source: str = ""
-
-
-@dataclass(slots=True, kw_only=True)
-class RawLoop:
-    """A loop; `trip` is a node of the factor space."""
-
-    trip: int
-    operands: list[int]
-    parameters: list[int]
-    body: list[RawNode]
-    yields: list[int]
-    results: list[int]
-    scope: str = ""
-    source: str = ""
-
-
-RawNode: TypeAlias = RawOp | RawLoop
 Environment: TypeAlias = dict[Any, int]
 
 
@@ -249,8 +206,6 @@ class Walker:
         decomposition = str(op.attributes["decomposition"]).lstrip("@")
         if not name.startswith(KERNEL_PREFIX):
             return self.function(decomposition, operands, scope, out)
-        from perfmodel.trace.kernel import kernel_op  # a kernel's body is walked by a Walker of its own
-
         results = [self.new_value(*tensor_type(value)) for value in op.results]
         raw = kernel_op(self, op, name, decomposition, operands, results)
         raw.scope, raw.source = scope, self._source(op)
