@@ -214,8 +214,17 @@ class Graph:
         return {"format": FORMAT, **asdict(self)}
 
     def save(self, path: Path) -> None:
-        """Write the graph as JSON."""
-        path.write_text(json.dumps(self.to_json(), separators=(",", ":")))
+        """Write the graph as JSON, whole or not at all; a device or a pipe is written to directly."""
+        text = json.dumps(self.to_json(), separators=(",", ":"))
+        if path.exists() and not path.is_file():
+            path.write_text(text)
+            return
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            partial.write_text(text)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def to_networkx(self) -> networkx.DiGraph:
         """Ops as nodes, values as edges; a loop is a node whose `body` attribute is its own graph."""

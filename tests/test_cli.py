@@ -183,6 +183,23 @@ def test_tune_says_how_many_were_priced_what_fits_and_where_the_study_is(
     assert "fit" in text
 
 
+def test_a_program_with_one_policy_need_not_be_told_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plain_program.py").write_text(
+        "import jax\n"
+        "from perfmodel import Argument, Program\n"
+        "x = jax.ShapeDtypeStruct((8, 64), 'float32')\n"
+        "arguments = (Argument(name='x', role='batch', tree=x, axes=('batch', None)),)\n"
+        "program = Program(name='plain', fn=lambda x: x @ x.T, arguments=arguments)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("estimate", "plain_program:program", "--machine", "h100", "--chips", "1", "--layout", "mb=8")
+    assert document(capsys, *words)["layout"].endswith("recompute=none")
+    text = line(capsys, *words[:-1], "mb=8,recompute=full")
+    assert "got recompute=full, expected none" in text
+
+
 def test_quiet_leaves_standard_error_empty(capsys: pytest.CaptureFixture[str], tiny: str) -> None:
     assert main(["estimate", tiny, *ESTIMATE, "--layout", "tp=4,fsdp=4", "--quiet"]) == 0
     assert capsys.readouterr().err == ""

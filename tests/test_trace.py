@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -303,6 +306,25 @@ def test_a_graph_survives_json(tmp_path: Any) -> None:
     assert from_json(json.loads(json.dumps(graph.to_json()))) == graph
     graph.save(tmp_path / "graph.json")
     assert load_graph(tmp_path / "graph.json") == graph
+
+
+def test_a_full_disk_leaves_the_graph_file_as_it_was(tmp_path: Any) -> None:
+    path = tmp_path / "graph.json"
+    path.write_text("what was there")
+    code = (
+        "import pathlib, resource, sys\n"
+        "sys.path.insert(0, sys.argv[2])\n"
+        "from test_trace import train_graph\n"
+        "graph = train_graph()\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: graph.save(pathlib.Path(sys.argv[1]))\n"
+        "except OSError as error: print(error.strerror)\n"
+    )
+    words = [sys.executable, "-c", code, str(path), str(Path(__file__).parent)]
+    run = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert run.stdout == "File too large\n"
+    assert [each.name for each in tmp_path.iterdir()] == ["graph.json"]
+    assert path.read_text() == "what was there"
 
 
 def test_a_graph_of_another_format_is_refused() -> None:

@@ -38,6 +38,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         raise LayoutError(f"--layout: got {arguments.layout!r}, expected at least one key: write it as fsdp=8,tp=4")
     layout = Layout.parse(arguments.layout, ranks=ranks)
     graph = trace(load_program(arguments.model, seq_len=arguments.seq_len, recompute=layout.recompute))
+    if "recompute" not in Layout.read_keys(arguments.layout):
+        layout = replace(layout, recompute=graph.recompute)  # a program of one's own may know one policy only
     layout = replace(layout, global_batch=arguments.global_batch or graph.global_batch)
     estimate = predict(graph, layout, machine)
     broken = [rule for rule, is_broken in estimate.violations.items() if is_broken and rule != OUT_OF_MEMORY]
@@ -46,7 +48,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             f"layout {layout.notation()}: got {'; '.join(broken)} (global batch {layout.global_batch}), expected a "
             f"layout that breaks no rule: change it"
         )
-    output.note(f"{arguments.chips} chips = {ranks} ranks, global batch {layout.global_batch}, {layout.notation()}")
+    output.note(
+        f"{arguments.chips} x {machine.title} = {ranks} ranks, global batch {layout.global_batch}, {layout.notation()}"
+    )
     output.result(
         lambda: {"layout": layout.notation(), "global_batch": layout.global_batch, **estimate.to_json()},
         *estimate_report(estimate),
