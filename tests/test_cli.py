@@ -425,6 +425,10 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert run.stdout
 
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="uses /dev/full and the options of Linux's script")
+
+
+@LINUX
 @pytest.mark.parametrize("sink", ["> /dev/full", ">&-"])
 @pytest.mark.parametrize("command", ["hardware show trn2", "hardware show trn2 --json", "trace no-such-model --json"])
 def test_an_output_that_takes_nothing_is_one_line_and_status_2(command: str, sink: str) -> None:
@@ -434,6 +438,7 @@ def test_an_output_that_takes_nothing_is_one_line_and_status_2(command: str, sin
     assert run.stderr.startswith("perfmodel: standard output: got" if "no-such" not in command else "perfmodel: model")
 
 
+@LINUX
 @pytest.mark.parametrize("columns", [80, 120])
 def test_layouts_are_never_folded_on_a_narrow_terminal(tiny: str, columns: int) -> None:
     words = " ".join(["tune", tiny, *TUNE, "--top", "3", "--quiet"])
@@ -466,6 +471,7 @@ def test_sigterm_ends_a_search_with_what_it_has_found(tiny: str, tmp_path: Path)
     assert "mb=" in out
 
 
+@LINUX
 def test_colour_is_for_terminals_that_want_it(tiny: str) -> None:
     def on_a_terminal(**environment: str) -> str:
         command = f"{sys.executable} -m perfmodel hardware show trn2"
