@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from perfmodel.graph import DTYPE_BYTES, Graph, Loop, Op
-from perfmodel.layout import Assignment, Rules
+from perfmodel.graph import Graph, Loop, Op
+from perfmodel.layout import Assignment
+from perfmodel.placement import Placement
 from perfmodel.sharded import Copy, LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
 from perfmodel.state import LOCAL, Axes, State, after, sharding, steps, unclaimed
-from perfmodel.work import Term, resized
 
 
 def shard(graph: Graph, assignment: Assignment) -> ShardedGraph:
@@ -24,11 +24,8 @@ def shard(graph: Graph, assignment: Assignment) -> ShardedGraph:
 class _Sharder:
     def __init__(self, graph: Graph, assignment: Assignment) -> None:
         self.graph = graph
-        self.compute = assignment.compute
-        self.stored = assignment.stored
         self.assignment = assignment
-        self.rank = {name: i for i, (name, _) in enumerate(assignment.compute)}
-        self.wanted = [dict(assignment.compute).get(f.name or "", ()) for f in graph.factors]
+        self.place = Placement(graph, assignment)
         self.copies: list[Copy] = []
         self.env: dict[int, list[int]] = {}  # graph value -> copies of it, oldest first
         self.free: set[int] = set()  # copies made of constants only: any state costs nothing
@@ -37,18 +34,14 @@ class _Sharder:
 
     def run(self) -> ShardedGraph:
         graph = self.graph
-        parameters = []
-        for parameter in graph.parameters:
-            rules = (*self.stored.get(parameter.role, ()), *self.compute)
-            parameters.append(self.define(parameter.value, self.resting_state(parameter.value, rules)))
+        parameters = [self.define(p.value, self.place.resting_state(p.value, p.role)) for p in graph.parameters]
         nodes: list[LocalNode] = []
         self.nodes(graph.nodes, nodes)
-        kept = {p.alias: p for p in graph.parameters if p.alias is not None}
-        results = []
-        for i, value in enumerate(graph.results):
-            rules = (*self.stored.get(kept[i].role, ()), *self.compute) if i in kept else self.compute
-            state = self.resting_state(value, rules)
-            results.append(self.obtain(value, state, nodes, "update", "result"))
+        roles = {p.alias: p.role for p in graph.parameters if p.alias is not None}
+        results = [
+            self.obtain(value, self.place.resting_state(value, roles.get(i)), nodes, "update", "result")
+            for i, value in enumerate(graph.results)
+        ]
         return ShardedGraph(
             graph=graph,
             assignment=self.assignment,
@@ -63,38 +56,12 @@ class _Sharder:
 
     def define(self, value: int, state: State, *, free: bool = False) -> int:
         """A new copy of a value."""
-        self.copies.append(Copy(value, state, self.bytes(value, state)))
+        self.copies.append(Copy(value, state, self.place.bytes(value, state)))
         copy = len(self.copies) - 1
         self.env.setdefault(value, []).append(copy)
         if free:
             self.free.add(copy)
         return copy
-
-    def bytes(self, value: int, state: State) -> Term:
-        """Bytes of a value on each rank."""
-        size = Term(self.graph.bytes(value))
-        for dim, dim_axes in zip(self.graph.values[value].dims, state.dims, strict=True):
-            for factor, axes in zip(dim, dim_axes, strict=True):
-                size = self.resize(size, factor).times(axes, -1)
-        return size
-
-    def resize(self, term: Term, factor: int) -> Term:
-        entry = self.graph.factors[factor]
-        return resized(term, entry.name, entry.size)
-
-    def resting_state(self, value: int, rules: Rules) -> State:
-        """The state of a value that nobody is using: every name gets its axes, earlier rules first."""
-        dims = self.graph.values[value].dims
-        claims = [(d, i, self.graph.factors[f].name) for d, dim in enumerate(dims) for i, f in enumerate(dim)]
-        taken: set[str] = set()
-        given: dict[tuple[int, int], Axes] = {}
-        for name, axes in rules:
-            for d, i, claimed in claims:
-                if claimed == name:
-                    won = unclaimed(axes, taken)
-                    given[d, i] = given.get((d, i), ()) + won
-                    taken.update(won)
-        return State(tuple(tuple(given.get((d, i), ()) for i in range(len(dim))) for d, dim in enumerate(dims)))
 
     def obtain(self, value: int, state: State, out: list[LocalNode], phase: str, source: str) -> int:
         """A copy of `value` in `state`, made by the cheapest collectives from the copies at hand."""
@@ -159,7 +126,7 @@ class _Sharder:
 
     def op(self, op: Op, out: list[LocalNode]) -> None:
         free = all(self.is_free(v) for v in op.operands)
-        if op.kind == "broadcast_in_dim" and not free and self._expands(op):
+        if op.kind == "broadcast_in_dim" and not free and self.place.expands(op):
             self.lazy[op.results[0]] = op
             return
         states = [self.state(v) for v in op.operands]
@@ -185,9 +152,6 @@ class _Sharder:
         for value, state in unreduced:  # a maximum over ranks can't be carried along like a sum
             self.obtain(value, state, out, op.phase, op.source)
 
-    def _expands(self, op: Op) -> bool:
-        return self.graph.elements(op.results[0]) > self.graph.elements(op.operands[0])
-
     def _carried_in(self, op: Op, states: Sequence[State], passing: frozenset[str]) -> list[frozenset[str]]:
         """Axes over which each operand enters as a partial sum."""
         if op.kind == "dot_general":
@@ -200,7 +164,7 @@ class _Sharder:
             return self._through_matmul(op, states)
         if not op.linear or not any(states[k].partial for k in op.linear):
             return frozenset()
-        if op.kind == "convert" and self._widens(op):
+        if op.kind == "convert" and self.place.widens(op):
             return self._waiting(op.operands[0], states[0])
         summands = [states[k] for k in op.linear if op.operands[k] not in self.zero]
         others = [states[k].partial for k in range(len(states)) if k not in op.linear]
@@ -216,26 +180,18 @@ class _Sharder:
         (gradients of weights) or because the matmul itself sums over a sharded index; but an operand that comes to
         rest scattered is scattered first, and each rank multiplies its part.
         """
-        reduced = any(self.wanted[op.local[i]] for i in op.summed[0])
-        if not reduced and self.is_activation(op.results[0]):
+        reduced = any(self.place.wanted[op.local[i]] for i in op.summed[0])
+        if not reduced and self.place.is_activation(op.results[0]):
             return frozenset()
         left, right = (state.partial for state in states)
-        scattered = [self.resting_state(v, self.compute).axes for v in op.operands]
+        scattered = [self.place.resting_state(v).axes for v in op.operands]
         return (left - right - scattered[0]) | (right - left - scattered[1])
 
     def _waiting(self, value: int, state: State) -> frozenset[str]:
         """Axes over which a sum stays partial for long. Any other is reduced while its type is narrow: an activation's
         is needed soon, and a gradient kept scattered is scattered at once.
         """
-        return frozenset() if self.is_activation(value) else self._rest(value, state, "gradients").partial
-
-    def is_activation(self, value: int) -> bool:
-        """Whether a value has a batch dim; sums over ranks of any other value are gradients or statistics."""
-        return any(self.graph.factors[f].name == "batch" for dim in self.graph.values[value].dims for f in dim)
-
-    def _widens(self, op: Op) -> bool:
-        source, target = (self.graph.values[v].dtype for v in (op.operands[0], op.results[0]))
-        return DTYPE_BYTES[target] > DTYPE_BYTES[source]
+        return frozenset() if self.place.is_activation(value) else self.place.at_rest(value, state, "gradients").partial
 
     def local_axes(self, op: Op, states: Sequence[State], passing: frozenset[str]) -> tuple[Axes, ...]:
         """Mesh axes of each local index: names as assigned, then whatever shards the operands already, then the
@@ -250,12 +206,9 @@ class _Sharder:
                 chosen[i] = (*chosen[i], *won)
                 taken.update(won)
 
-        order = sorted(
-            (i for i in range(len(op.local)) if i not in blocked and self.wanted[op.local[i]]),
-            key=lambda i: (self.rank[self.graph.factors[op.local[i]].name or ""], i),
-        )
-        for i in order:
-            claim(i, self.wanted[op.local[i]])
+        for i in self.place.by_priority(op):
+            if i not in blocked:
+                claim(i, self.place.wanted[op.local[i]])
         for k, dims in enumerate(op.operand_dims):
             if self.is_free(op.operands[k]):
                 continue
@@ -265,19 +218,9 @@ class _Sharder:
                         claim(i, axes)
         for k, dims in enumerate(op.operand_dims):
             unresolved = states[k].partial - taken
-            for i, axes in self._resting_axes(op, dims, unresolved):
-                if i not in blocked:
-                    claim(i, axes)
+            for i in (i for dim in dims for i in dim if i not in blocked):
+                claim(i, self.place.resting_axes(op.local[i], unresolved, "optimizer"))
         return tuple(chosen)
-
-    def _resting_axes(self, op: Op, dims: Sequence[Sequence[int]], partial: frozenset[str]) -> list[tuple[int, Axes]]:
-        """Where a partial sum should come to rest: on the dims that optimizer state is sharded over."""
-        rules = dict(self.stored.get("optimizer", ()))
-        return [
-            (i, tuple(axis for axis in rules.get(self.graph.factors[op.local[i]].name or "", ()) if axis in partial))
-            for dim in dims
-            for i in dim
-        ]
 
     # -- loops ----------------------------------------------------------------------------------------------------
 
@@ -297,13 +240,11 @@ class _Sharder:
             for y, p in zip(loop.yields, parameters, strict=True)
         )
         results = tuple(self.define(r, self.copies[p].state) for r, p in zip(loop.results, parameters, strict=True))
-        axes = self.wanted[loop.trip]
-        factor = self.graph.factors[loop.trip]
-        trips = self.resize(Term(float(factor.size)), loop.trip).times(axes, -1)
+        axes = self.place.wanted[loop.trip]
         out.append(
             LocalLoop(
                 loop=loop,
-                trips=trips,
+                trips=self.place.trips(loop.trip),
                 axes=axes,
                 operands=tuple(operands),
                 parameters=parameters,
@@ -317,14 +258,14 @@ class _Sharder:
         """The copy of a loop operand that enters the loop: no partial sum does."""
         value = loop.operands[k]
         if value in self.lazy:
-            return self.obtain(value, self.resting_state(value, self.compute), out, loop.phase, loop.source)
+            return self.obtain(value, self.place.resting_state(value), out, loop.phase, loop.source)
         copy = self.env[value][0] if loop.parameters[k] == loop.yields[k] else self.env[value][-1]
         state = self.copies[copy].state
-        if copy in self.free or (loop.parameters[k] != loop.yields[k] and self.is_activation(value)):
-            return self.obtain(value, self.resting_state(value, self.compute), out, loop.phase, loop.source)
+        if copy in self.free or (loop.parameters[k] != loop.yields[k] and self.place.is_activation(value)):
+            return self.obtain(value, self.place.resting_state(value), out, loop.phase, loop.source)
         if not state.partial:
             return copy
-        rest = self._rest(value, state, "optimizer")
+        rest = self.place.at_rest(value, state, "optimizer")
         return self.obtain(value, State(rest.dims), out, loop.phase, loop.source)
 
     def parameter(self, loop: Loop, k: int, operand: int) -> int:
@@ -356,20 +297,6 @@ class _Sharder:
         return settled
 
     def _accumulator_state(self, value: int, state: State) -> State:
-        if self.is_activation(value):
-            return self.resting_state(value, self.compute)
-        return self._rest(value, state, "gradients")
-
-    def _rest(self, value: int, state: State, role: str) -> State:
-        """`state` with its partial sums moved to the dims that `role` keeps sharded."""
-        rules = dict(self.stored.get(role, ()))
-        partial = set(state.partial)
-        dims = []
-        for dim, dim_axes in zip(self.graph.values[value].dims, state.dims, strict=True):
-            row = []
-            for factor, axes in zip(dim, dim_axes, strict=True):
-                here = tuple(a for a in rules.get(self.graph.factors[factor].name or "", ()) if a in partial)
-                partial.difference_update(here)
-                row.append((*axes, *here))
-            dims.append(tuple(row))
-        return State(tuple(dims), frozenset(partial))
+        if self.place.is_activation(value):
+            return self.place.resting_state(value)
+        return self.place.at_rest(value, state, "gradients")
