@@ -19,16 +19,17 @@ class Placement:
     def __init__(self, graph: Graph, assignment: Assignment) -> None:
         self._graph = graph
         self._compute = assignment.compute
-        self._stored = assignment.stored
+        self._stored = {role: dict(rules) for role, rules in assignment.stored.items()}
         self._rank = {name: i for i, (name, _) in enumerate(assignment.compute)}
-        self.wanted = [dict(assignment.compute).get(factor.name or "", ()) for factor in graph.factors]
+        compute = dict(assignment.compute)
+        self.wanted = [compute.get(factor.name or "", ()) for factor in graph.factors]
 
     # -- values ---------------------------------------------------------------------------------------------------
 
     def resting_state(self, value: int, role: str | None = None) -> State:
         """The state of a value while it is only kept: as `role` stores it, else as it is computed."""
-        stored = self._stored.get(role, ()) if role is not None else ()
-        return self._claimed(value, (*stored, *self._compute))
+        stored = self._stored.get(role, {}) if role is not None else {}
+        return self._claimed(value, (*stored.items(), *self._compute))
 
     def _claimed(self, value: int, rules: Rules) -> State:
         """Every name gets its axes, earlier rules first."""
@@ -73,8 +74,8 @@ class Placement:
 
     def resting_axes(self, factor: int, partial: set[str] | frozenset[str], role: str) -> Axes:
         """Which axes of a partial sum come to rest on a factor, where `role` keeps it sharded."""
-        rules = dict(self._stored.get(role, ()))
-        return tuple(axis for axis in rules.get(self._graph.factors[factor].name or "", ()) if axis in partial)
+        kept = self._stored.get(role, {}).get(self._graph.factors[factor].name or "", ())
+        return tuple(axis for axis in kept if axis in partial)
 
     def by_priority(self, op: Op) -> Sequence[int]:
         """Local indices of an op that are wanted on mesh axes, in the order in which they may claim them."""
