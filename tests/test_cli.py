@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from perfmodel import Layout, __version__
+from perfmodel import Layout, StudyError, __version__
 from perfmodel.cli.main import main
 
 ESTIMATE = ("--machine", "trn2", "--chips", "4", "--global-batch", "16", "--seq-len", "128")
@@ -203,6 +203,22 @@ def test_a_program_with_one_policy_need_not_be_told_it(
 def test_quiet_leaves_standard_error_empty(capsys: pytest.CaptureFixture[str], tiny: str) -> None:
     assert main(["estimate", tiny, *ESTIMATE, "--layout", "tp=4,fsdp=4", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_study_that_fails_is_said_beside_the_result_also_when_quiet(
+    capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise StudyError("the disk is full")
+
+    monkeypatch.setattr("tuner.study.Study.record", full)
+    words = ["tune", tiny, *TUNE[:-1], str(tmp_path / "a.journal"), "--quiet"]
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert "mb=" in captured.out
+    assert captured.err == "perfmodel: the disk is full\n"
+    assert main([*words, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["study_error"] == "the disk is full"
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,9 @@ class Output(Protocol):
     def note(self, text: str) -> None:
         """A line for a person who watches."""
 
+    def error(self, text: str) -> None:
+        """What went wrong beside a result that is printed all the same."""
+
     def progress(self, description: str) -> AbstractContextManager[Callable[[int, int], None]]:
         """A progress bar, to be told how much of how much is done."""
 
@@ -46,6 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--seq-len", type="count", metavar="N", help="sequence length (default: the model's own, at most 8192)")
     add(
         "--global-batch",
+        type="counts",
         metavar="N[,N...]",
         help="sequences per step over all ranks; several are compared (default: 4 Mi tokens, or the program's own)",
     )
@@ -81,11 +85,15 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     machine = load_machine(arguments.machine)
     ranks = check_chips(machine, arguments.chips)
     fixed = Layout.read_keys(arguments.fix)
-    batches = _batches(arguments.global_batch)
     graphs = _programs(arguments, fixed)
     program = next(iter(graphs.values()))
-    space = Space(ranks=ranks, global_batches=batches or (program.global_batch,), fixed=fixed, policies=tuple(graphs))
-    if not batches and program.global_batch < ranks:
+    space = Space(
+        ranks=ranks,
+        global_batches=arguments.global_batch or (program.global_batch,),
+        fixed=fixed,
+        policies=tuple(graphs),
+    )
+    if not arguments.global_batch and program.global_batch < ranks:
         output.note(
             f"global batch {program.global_batch} is the default, less than a sequence for each of {ranks} ranks: "
             f"--global-batch sets it"
@@ -113,10 +121,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 def _status(result: Result, output: Output) -> int:
     if result.study_error:
-        output.note(f"perfmodel: {result.study_error}")
+        output.error(result.study_error)
         return 2
     if result.interrupted:
-        output.note("perfmodel: interrupted: run the same command again to go on from here")
+        output.error("interrupted: run the same command again to go on from here")
         return 130
     return 0 if result.best else 1
 
@@ -137,19 +145,6 @@ def _refuse(arguments: argparse.Namespace) -> None:
                 f"--{name}: got {getattr(arguments, name)} for an exhaustive search, expected a sampler: add --sampler "
                 f"{SAMPLERS[0]}, or leave it out"
             )
-
-
-def _batches(text: str | None) -> tuple[int, ...]:
-    """Global batches to compare, each once."""
-    from perfmodel import LayoutError
-
-    words = text.split(",") if text is not None else []
-    for word in words:
-        if not (word.strip().isascii() and word.strip().isdecimal() and 1 <= int(word) <= 2**31):
-            raise LayoutError(
-                f"--global-batch: got {word!r}, expected whole numbers above 0 with commas between: write it as 256,512"
-            )
-    return tuple(dict.fromkeys(map(int, words)))
 
 
 def _programs(arguments: argparse.Namespace, fixed: dict[str, Any]) -> dict[str, Graph]:

@@ -97,6 +97,11 @@ def count(text: str) -> int:
     return int(text)
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Such numbers with commas between, each once: arguments of `type="counts"`."""
+    return tuple(dict.fromkeys(count(word.strip()) for word in text.split(",")))
+
+
 def _commands() -> Mapping[str, Command]:
     """Every command by name, in the order in which help lists them."""
     homes = dict(OWN) | {entry.name: entry.value for entry in metadata.entry_points(group="perfmodel.commands")}
@@ -116,6 +121,7 @@ def _parser(commands: Mapping[str, Command]) -> Parser:
     for name, command in commands.items():
         own = chooser.add_parser(name, help=command.SUMMARY, description=command.SUMMARY)
         own.register("type", "count", count)
+        own.register("type", "counts", counts)
         command.configure(own)
         own.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
         own.add_argument("--quiet", action="store_true", help="no notes and no progress on standard error")

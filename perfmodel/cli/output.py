@@ -40,6 +40,10 @@ class Output:
         if not self.quiet:
             complain(text)
 
+    def error(self, text: str) -> None:
+        """What went wrong beside a result that is printed all the same; said also to those who asked for quiet."""
+        complain(f"perfmodel: {text}")
+
     @contextmanager
     def progress(self, description: str) -> Iterator[Callable[[int, int], None]]:
         """A progress bar on a terminal, to be told how much of how much is done; elsewhere nothing."""
