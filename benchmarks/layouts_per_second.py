@@ -17,7 +17,7 @@ REPEATS = 5
 def main() -> None:
     graph, machine = trace(load_program("llama3-70b")), load_machine("trn2")
     table = Space(ranks=4096, global_batches=(512,), policies=("full",)).table()
-    layouts = [array for _, _, array in table.chunks()]
+    layouts = [array for _, array in table.chunks()]
     count = len(table)
     for array in layouts:
         predict(graph, array, machine)  # structure is analysed once for each assignment

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -15,10 +16,16 @@ from perfmodel.fuse import Kernel, fuse
 from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
 from perfmodel.stage import StageMap
 from perfmodel.state import LOCAL
-from perfmodel.work import SYMBOLS, Amount, Evaluator, Number, Term, amount
+from perfmodel.work import Amount, Evaluator, Number, Term, amount, plus
 
 ONLY, FIRST, LAST = "only", "first", "last"
 """Views of a pipeline: its single stage (pp = 1), its first stage, its last stage."""
+
+Births: TypeAlias = Mapping[int, Sequence[int]]
+"""Copies that get memory of their own, by position of the node that makes them."""
+
+LastUses: TypeAlias = Mapping[int, int]
+"""Position where each copy, or another name for its memory, is needed for the last time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +51,9 @@ class MemoryPlan:
 
 def plan_memory(sharded: ShardedGraph) -> MemoryPlan:
     """Find what each stage holds, and when most of it is live."""
-    stages = StageMap(sharded)
-    return MemoryPlan(stages={view: _Liveness(sharded, stages, view).residents() for view in (ONLY, FIRST, LAST)})
+    stages, lifetimes = StageMap(sharded), _Lifetimes(sharded)
+    views = {view: _Liveness(sharded, lifetimes, stages, view) for view in (ONLY, FIRST, LAST)}
+    return MemoryPlan(stages={view: liveness.residents() for view, liveness in views.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,58 +99,20 @@ def _peak(points: Sequence[Amount], evaluate: Evaluator) -> Number:
     return peak
 
 
-class _Liveness:
-    def __init__(self, sharded: ShardedGraph, stages: StageMap, view: str) -> None:
-        self.sharded = sharded
-        self.stages = stages
-        self.view = view
-        self.gradients: list[Term] = []
-        self.saved: list[Term] = []
-        self.repeated: list[Amount] = []
+class _Lifetimes:
+    """When copies get memory of their own and when it is needed for the last time; the same for every stage."""
 
-    def residents(self) -> Residents:
-        graph = self.sharded.graph
-        kept: dict[str, list[Term]] = {"parameters": [], "optimizer": [], "inputs": []}
-        for parameter, copy in zip(graph.parameters, self.sharded.parameters, strict=True):
-            role = parameter.role if parameter.role in kept else "inputs"
-            kept[role].extend(self.held(copy))
-        once = self.region(self.sharded.nodes, self.sharded.parameters, self.sharded.results, {})
-        return Residents(
-            kept={role: amount(terms) for role, terms in kept.items()},
-            gradients=amount(self.gradients),
-            saved=amount(self.saved),
-            repeated=_undominated(self.repeated),
-            once=_undominated(once),
-        )
+    def __init__(self, sharded: ShardedGraph) -> None:
+        self._sharded = sharded
+        self._known: dict[int, tuple[Births, LastUses]] = {}
 
-    def held(self, copy: int) -> list[Term]:
-        """Bytes of a copy if this stage holds it."""
-        stages = self.stages.of_copy(copy)
-        mine = self.view == ONLY or not stages or self.view in stages
-        return [self.sharded.copies[copy].bytes] if mine else []
-
-    def region(
-        self, nodes: Sequence[LocalNode], parameters: Sequence[int], kept: Sequence[int], outside: Amount
-    ) -> list[Amount]:
-        """Live bytes at each node of a region, `outside` included; those of a microbatch go to `self.repeated`."""
-        kernels = fuse(self.sharded, nodes, kept)
-        births, last = self._births(nodes, kernels, parameters, kept), self._last_uses(nodes, kernels, kept)
-        self._note_saved(nodes, births, last)
-        points: list[Amount] = []
-        live: dict[int, Term] = {}
-        for i, node in enumerate(nodes):
-            live.update({copy: term for copy in births.get(i, ()) for term in self.held(copy)})
-            here = _plus(outside, amount(live.values()))
-            if isinstance(node, LocalLoop):
-                inside = self.region(node.body, node.parameters, node.yields, here)
-                if node.trips.exponents[SYMBOLS.index("microbatch")]:
-                    self.gradients.extend(t for c in births.get(i, ()) if c in node.results for t in self.held(c))
-                    self.repeated.extend(inside)
-                else:
-                    points.extend(inside)
-            points.append(here)
-            live = {copy: term for copy, term in live.items() if last.get(copy, -1) > i}
-        return points
+    def of(self, nodes: Sequence[LocalNode], parameters: Sequence[int], kept: Sequence[int]) -> tuple[Births, LastUses]:
+        """Births and last uses in a region of the sharded graph, worked out once."""
+        if id(nodes) not in self._known:
+            kernels = fuse(self._sharded, nodes, kept)
+            births = self._births(nodes, kernels, parameters, kept)
+            self._known[id(nodes)] = births, self._last_uses(nodes, kernels, kept)
+        return self._known[id(nodes)]
 
     def _births(
         self, nodes: Sequence[LocalNode], kernels: Sequence[Kernel], parameters: Sequence[int], kept: Sequence[int]
@@ -196,13 +166,13 @@ class _Liveness:
         if isinstance(node, Reshard):
             return node.kind in LOCAL
         updates = isinstance(node, LocalOp) and node.op.kind == "dynamic_update_slice"
-        return updates and node.operands[0] not in self.sharded.free
+        return updates and node.operands[0] not in self._sharded.free
 
     def _updated(self, parameters: Sequence[int], kept: Sequence[int]) -> set[int]:
         """Kept copies that take over the buffer of a parameter of the same form."""
-        graph = self.sharded.graph
-        copies = self.sharded.copies
-        if parameters is self.sharded.parameters:
+        graph = self._sharded.graph
+        copies = self._sharded.copies
+        if parameters is self._sharded.parameters:
             buffers = {p.alias: c for p, c in zip(graph.parameters, parameters, strict=True) if p.alias is not None}
         else:
             buffers = dict(enumerate(parameters))
@@ -212,9 +182,61 @@ class _Liveness:
             if k in buffers and copies[buffers[k]].bytes == copies[copy].bytes and copy != buffers[k]
         }
 
-    def _note_saved(
-        self, nodes: Sequence[LocalNode], births: Mapping[int, Sequence[int]], last: Mapping[int, int]
-    ) -> None:
+
+class _Liveness:
+    def __init__(self, sharded: ShardedGraph, lifetimes: _Lifetimes, stages: StageMap, view: str) -> None:
+        self.sharded = sharded
+        self.lifetimes = lifetimes
+        self.stages = stages
+        self.view = view
+        self.gradients: list[Term] = []
+        self.saved: list[Term] = []
+        self.repeated: list[Amount] = []
+
+    def residents(self) -> Residents:
+        graph = self.sharded.graph
+        kept: dict[str, list[Term]] = {"parameters": [], "optimizer": [], "inputs": []}
+        for parameter, copy in zip(graph.parameters, self.sharded.parameters, strict=True):
+            role = parameter.role if parameter.role in kept else "inputs"
+            kept[role].extend(self.held(copy))
+        once = self.region(self.sharded.nodes, self.sharded.parameters, self.sharded.results, {})
+        return Residents(
+            kept={role: amount(terms) for role, terms in kept.items()},
+            gradients=amount(self.gradients),
+            saved=amount(self.saved),
+            repeated=_undominated(self.repeated),
+            once=_undominated(once),
+        )
+
+    def held(self, copy: int) -> list[Term]:
+        """Bytes of a copy if this stage holds it."""
+        stages = self.stages.of_copy(copy)
+        mine = self.view == ONLY or not stages or self.view in stages
+        return [self.sharded.copies[copy].bytes] if mine else []
+
+    def region(
+        self, nodes: Sequence[LocalNode], parameters: Sequence[int], kept: Sequence[int], outside: Amount
+    ) -> list[Amount]:
+        """Live bytes at each node of a region, `outside` included; those of a microbatch go to `self.repeated`."""
+        births, last = self.lifetimes.of(nodes, parameters, kept)
+        self._note_saved(nodes, births, last)
+        points: list[Amount] = []
+        live: dict[int, Term] = {}
+        for i, node in enumerate(nodes):
+            live.update({copy: term for copy in births.get(i, ()) for term in self.held(copy)})
+            here = plus(outside, amount(live.values()))
+            if isinstance(node, LocalLoop):
+                inside = self.region(node.body, node.parameters, node.yields, here)
+                if node.repeats:
+                    self.gradients.extend(t for c in births.get(i, ()) if c in node.results for t in self.held(c))
+                    self.repeated.extend(inside)
+                else:
+                    points.extend(inside)
+            points.append(here)
+            live = {copy: term for copy, term in live.items() if last.get(copy, -1) > i}
+        return points
+
+    def _note_saved(self, nodes: Sequence[LocalNode], births: Births, last: LastUses) -> None:
         """Values that wait between the first and the last loop over layers, that is for the backward pass."""
         loops = [i for i, node in enumerate(nodes) if isinstance(node, LocalLoop) and node.axes]
         if len(loops) < 2:
@@ -224,10 +246,6 @@ class _Liveness:
                 for copy in copies:
                     if last.get(copy, -1) >= loops[-1]:
                         self.saved.extend(self.held(copy))
-
-
-def _plus(a: Amount, b: Amount) -> Amount:
-    return amount(Term(c, e) for each in (a, b) for e, c in each.items())
 
 
 def _undominated(points: Sequence[Amount]) -> tuple[Amount, ...]:

@@ -13,9 +13,7 @@ from perfmodel.graph import Graph, Op
 from perfmodel.sharded import LocalLoop, LocalNode, Reshard, ShardedGraph
 from perfmodel.stage import EVERY, StageMap, Stages
 from perfmodel.state import LOCAL
-from perfmodel.work import MESH, SYMBOLS, TP, Amount, Term, amount, resized
-
-MICROBATCH = "microbatch"
+from perfmodel.work import MESH, TP, Amount, Term, amount, plus, resized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,22 +91,17 @@ class _Clock:
     """
 
     def __init__(self, sharded: ShardedGraph) -> None:
-        self._looped = any(_repeats(loop) for loops, _, _ in regions(sharded) for loop in loops)
+        self._looped = any(loop.repeats for loops, _, _ in regions(sharded) for loop in loops)
         self._training = _is_training(sharded.graph)
 
     def when(self, loops: Sequence[LocalLoop], phase: str) -> _When:
         """When a node of `phase` inside `loops` runs."""
         times = Term(1.0)
         for loop in loops:
-            times = times if _repeats(loop) else times * loop.trips
+            times = times if loop.repeats else times * loop.trips
         phase = phase if self._training else "forward"
-        inside = any(map(_repeats, loops)) if self._looped else phase != "update"
+        inside = any(loop.repeats for loop in loops) if self._looped else phase != "update"
         return _When(times, inside, phase)
-
-
-def _repeats(loop: LocalLoop) -> bool:
-    """Whether a loop goes over microbatches."""
-    return loop.trips.exponents[SYMBOLS.index(MICROBATCH)] != 0
 
 
 def _is_training(graph: Graph) -> bool:
@@ -209,7 +202,7 @@ def _merge_computes(computes: Sequence[Compute]) -> tuple[Compute, ...]:
     for c in computes:
         flops = tuple(sorted((k, tuple(sorted(v.items()))) for k, v in c.flops.items()))
         key = (flops, tuple(sorted(c.bytes.items())), c.phase, c.repeated, c.stages)
-        merged[key] = replace(c, times=_sum(merged[key].times, c.times)) if key in merged else c
+        merged[key] = replace(c, times=plus(merged[key].times, c.times)) if key in merged else c
     return tuple(merged.values())
 
 
@@ -217,12 +210,8 @@ def _merge_traffics(traffics: Sequence[Traffic]) -> tuple[Traffic, ...]:
     merged: dict[object, Traffic] = {}
     for t in traffics:
         key = (t.kind, t.axes, t.bytes, t.phase, t.klass, t.repeated, t.stages)
-        merged[key] = replace(t, times=_sum(merged[key].times, t.times)) if key in merged else t
+        merged[key] = replace(t, times=plus(merged[key].times, t.times)) if key in merged else t
     return tuple(merged.values())
-
-
-def _sum(a: Amount, b: Amount) -> Amount:
-    return amount(Term(c, e) for each in (a, b) for e, c in each.items())
 
 
 def _model_flops(sharded: ShardedGraph) -> Amount:

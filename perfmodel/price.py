@@ -13,10 +13,10 @@ import numpy as np
 
 from perfmodel.errors import MachineError
 from perfmodel.machine import Machine
-from perfmodel.plan import MICROBATCH, Compute, Plan, Traffic
+from perfmodel.plan import Compute, Plan, Traffic
 from perfmodel.stage import Stages
 from perfmodel.topology import AxisCost, axis_cost
-from perfmodel.work import MESH, TP, Evaluator, Number
+from perfmodel.work import MESH, MICROBATCH, TP, Evaluator, Number
 
 K = TypeVar("K")
 

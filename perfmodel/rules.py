@@ -13,6 +13,7 @@ from perfmodel.layout import Layout
 from perfmodel.machine import Machine
 from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, ShardedGraph
 from perfmodel.topology import unsupported_group
+from perfmodel.units import GIB
 from perfmodel.work import RESIZABLE, TP, Number
 
 OUT_OF_MEMORY = "out of memory"
@@ -107,5 +108,5 @@ def _uneven(size: float, parts: Number) -> Any:
 def reason(rule: str, memory: float, capacity: float) -> str:
     """A sentence for a broken rule."""
     if rule == OUT_OF_MEMORY:
-        return f"out of memory: needs {memory / 2**30:.1f} GiB of {capacity / 2**30:.1f} GiB per rank"
+        return f"out of memory: needs {memory / GIB:.1f} GiB of {capacity / GIB:.1f} GiB per rank"
     return rule

@@ -72,15 +72,15 @@ def _stage_parts(
     once = {phase: _sum(costs.compute, view, phase, repeated=False) for phase in PHASES}
     microbatch = _total(repeated)
     traffic = {klass: _sum(costs.communication, view, klass, repeated=True) for klass in CLASSES}
-    data = {"data": _sum(costs.communication, view, "data", repeated=False)}
-    exposed = exposed_seconds({**traffic, **data}, microbatch, overlap)
-    data = {"data": exposed.pop("data")}
+    data = _sum(costs.communication, view, "data", repeated=False)
+    exposed = exposed_seconds({**traffic, "data": data}, microbatch, overlap)
+    waited = {klass: exposed[klass] for klass in CLASSES}
     count = sizes["microbatch"]
     return {
         **{phase: count * repeated[phase] + once[phase] for phase in PHASES},
-        **{klass: count * seconds for klass, seconds in exposed.items()},
-        **data,
-        "bubble": (sizes["pp"] - 1.0) * (microbatch + _total(exposed)),
+        **{klass: count * seconds for klass, seconds in waited.items()},
+        "data": exposed["data"],
+        "bubble": (sizes["pp"] - 1.0) * (microbatch + _total(waited)),
     }
 
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from perfmodel.graph import Graph, Loop, Op
 from perfmodel.layout import Assignment
 from perfmodel.state import Axes, State
-from perfmodel.work import Term
+from perfmodel.work import MICROBATCH, SYMBOLS, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,11 @@ class LocalLoop:
     body: tuple[LocalNode, ...]
     yields: tuple[int, ...]
     results: tuple[int, ...]
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it goes over microbatches."""
+        return self.trips.exponents[SYMBOLS.index(MICROBATCH)] != 0
 
 
 LocalNode: TypeAlias = LocalOp | Reshard | LocalLoop

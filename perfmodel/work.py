@@ -20,7 +20,8 @@ Number: TypeAlias = float | Floats
 # key/value head, so that tp may exceed the number of key/value heads (the second then replicates keys and values).
 TP = ("tp_kv", "tp_q")
 MESH = (*TP, "cp", "fsdp", "dp", "pp")
-RESIZABLE = ("batch", "microbatch")
+MICROBATCH = "microbatch"
+RESIZABLE = ("batch", MICROBATCH)
 SYMBOLS = (*MESH, *RESIZABLE)
 
 Exponents: TypeAlias = tuple[int, ...]
@@ -63,6 +64,11 @@ def amount(terms: Iterable[Term]) -> dict[Exponents, float]:
     for term in terms:
         total[term.exponents] = total.get(term.exponents, 0.0) + term.coefficient
     return total
+
+
+def plus(a: Amount, b: Amount) -> dict[Exponents, float]:
+    """The sum of two amounts."""
+    return amount(Term(c, e) for each in (a, b) for e, c in each.items())
 
 
 class Evaluator:

@@ -52,7 +52,7 @@ def one_by_one() -> list[Estimate]:
     machine = load_machine("trn2")
     return [
         predict(graphs()[layouts.recompute], layouts.at(i), machine)
-        for _, _, layouts in TABLE.chunks()
+        for _, layouts in TABLE.chunks()
         for i in range(np.size(layouts.tp))
     ]
 
@@ -97,7 +97,7 @@ def test_when_nothing_fits_the_nearest_miss_needs_least_memory() -> None:
 def least_memory(machine: Machine) -> float:
     """Of the layouts that break no rule but that of memory."""
     least = np.inf
-    for _, _, layouts in TABLE.chunks():
+    for _, layouts in TABLE.chunks():
         estimate = predict(graphs()[layouts.recompute], layouts, machine)
         others = [mask for rule, mask in estimate.violations.items() if rule != OUT_OF_MEMORY]
         legal = ~np.any(np.stack(np.broadcast_arrays(*others)), axis=0)

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,21 +86,27 @@ class _Run:
     progress: Callable[[int, int], None]
     ranking: Ranking
     fitting: dict[str, list[NDArray[np.bool_]]] = field(default_factory=dict)
-    tried: dict[Layout, Estimate] | None = None
+    tried: dict[Layout, float] | None = None  # layouts that a sampler chose, and their scores
     stop: Callable[[], bool] = lambda: False
     error: StudyError | None = None
     interrupted: bool = False
+    _known: dict[Layout, Estimate] = field(default_factory=dict)
 
     def evaluate(self, layout: Layout) -> Estimate:
-        """The estimate of one layout or an array of them."""
-        return predict(self.graphs[layout.recompute], layout, self.machine)
+        """The estimate of one layout, worked out once."""
+        if layout not in self._known:
+            self._known[layout] = self._predict(layout)
+        return self._known[layout]
+
+    def _predict(self, layouts: Layout) -> Estimate:
+        return predict(self.graphs[layouts.recompute], layouts, self.machine)
 
     def price(self) -> None:
         """Price the whole table."""
-        for name, _, layouts in self.table.chunks():
+        for name, layouts in self.table.chunks():
             if self.halted():
                 return
-            fits = self.ranking.add(layouts, self.evaluate(layouts))
+            fits = self.ranking.add(layouts, self._predict(layouts))
             self.fitting.setdefault(name, []).append(fits)
             self.progress(self.ranking.evaluated, len(self.table))
 
@@ -110,22 +115,17 @@ class _Run:
         self.interrupted = self.interrupted or self.stop()
         return self.interrupted
 
-    @cached_property
-    def best(self) -> list[Candidate]:
-        """The best layouts of the table."""
-        return [Candidate(layout=layout, estimate=self.evaluate(layout)) for _, layout in self.ranking.best]
-
     def record(self) -> None:
         """Write the best layouts down, but for those that the study holds from an earlier run."""
         if self.study.where is None or self.halted():
             return
         self.study.draw_from(self.table)
         known = set(self.study.news())
-        for candidate in self.best[:RECORDED]:
+        for _, layout in self.ranking.best[:RECORDED]:
             if self.halted():
                 return
-            if candidate.layout not in known:
-                self.study.record(candidate.layout, candidate.estimate)
+            if layout not in known:
+                self.study.record(layout, self.evaluate(layout))
 
     def sample(self, sampler: str, seed: int, trials: int) -> None:
         """Let a sampler choose among the layouts that fit until the study holds `trials` different ones."""
@@ -149,22 +149,21 @@ class _Run:
                 self.study.tell(asked, layout, self.try_out(layout))
 
     def try_out(self, layout: Layout) -> Estimate:
-        """The estimate of a layout that was chosen, worked out once."""
+        """The estimate of a layout that was chosen."""
         assert self.tried is not None
-        if layout not in self.tried:
-            self.tried[layout] = self.evaluate(layout)
-        return self.tried[layout]
+        estimate = self.evaluate(layout)
+        self.tried[layout] = float(self.ranking.objective.score(estimate))
+        return estimate
 
     def result(self, top: int, seconds: float) -> Result:
         """The outcome, with full estimates of the layouts that are shown."""
-        ranking, score = self.ranking, self.ranking.objective.score
-        found = self.best
+        ranking = self.ranking
+        found = [layout for _, layout in ranking.best]
         if self.tried is not None:
-            found = [Candidate(layout=layout, estimate=estimate) for layout, estimate in self.tried.items()]
-            found.sort(key=lambda candidate: float(score(candidate.estimate)))
+            found = sorted(self.tried, key=self.tried.__getitem__)
         nearest = None if ranking.best else ranking.nearest
         return Result(
-            top=tuple(found[:top]),
+            top=tuple(Candidate(layout=layout, estimate=self.evaluate(layout)) for layout in found[:top]),
             evaluated=ranking.evaluated,
             feasible=ranking.feasible,
             tried=None if self.tried is None else len(self.tried),

@@ -98,12 +98,11 @@ class Table:
     def __len__(self) -> int:
         return sum(len(rows) for _, rows in self.rows.values())
 
-    def chunks(self) -> Iterator[tuple[str, slice, Layout]]:
-        """Arrays of layouts, with where they stand: name of the structural choices, and which of its rows."""
+    def chunks(self) -> Iterator[tuple[str, Layout]]:
+        """Arrays of layouts with the name of their structural choices; those of one name follow in order."""
         for name, (structure, rows) in self.rows.items():
             for start in range(0, len(rows), CHUNK):
-                part = slice(start, start + CHUNK)
-                yield name, part, _layouts(structure, rows[part])
+                yield name, _layouts(structure, rows[start : start + CHUNK])
 
     def where(self, masks: Mapping[str, NDArray[np.bool_]]) -> Table:
         """The layouts for which a mask is true, one mask of all rows for each name."""
