@@ -20,7 +20,7 @@ from perfmodel.errors import TraceError
 if TYPE_CHECKING:
     import networkx
 
-FORMAT = 1
+FORMAT = 2
 
 Dim: TypeAlias = tuple[int, ...]
 Dims: TypeAlias = tuple[Dim, ...]
@@ -37,11 +37,22 @@ DTYPE_BYTES: Mapping[str, float] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factor:
-    """An index range of `size`; `name` is the axis name it inherited and `origin` where that came from."""
+    """An index range of `size`; `name` is the axis name it inherited and `origin` where that came from.
+
+    `bound` are mesh axes that the program itself spreads the range over (one part per rank, as in `shard_map`);
+    `whole` is the size of the named range that it is the major part of, if it is not all of it.
+    """
 
     size: int
     name: str | None = None
     origin: str | None = None
+    bound: tuple[str, ...] = ()
+    whole: int | None = None
+
+    @property
+    def named_size(self) -> int:
+        """Size of the range that was given the name."""
+        return self.whole or self.size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +89,8 @@ class Op:
     blocked:      local indices that cannot be sharded here
     stepped:      local indices that the enclosing loop's counter walks over
     linear:       operands through which a partial sum may pass unreduced
+    tied:         (follower, leader) local indices: the follower lies wherever the leader lies
+    pinned:       (local index, mesh axes): where the program itself says that the index lies
     """
 
     kind: str
@@ -91,6 +104,8 @@ class Op:
     blocked: tuple[int, ...] = ()
     stepped: tuple[int, ...] = ()
     linear: tuple[int, ...] = ()
+    tied: tuple[tuple[int, int], ...] = ()
+    pinned: tuple[tuple[int, tuple[str, ...]], ...] = ()
     work: tuple[Work, ...] = ()
     phase: str = "update"
     scope: str = ""
@@ -134,7 +149,8 @@ class Graph:
     """A traced program.
 
     `values` and `factors` are tables that ids index; `parameters` and `results` are the program's own; `global_batch`
-    is how many sequences a step is meant to take where the user does not say.
+    is how many sequences a step is meant to take where the user does not say; `notes` are choices that the trace made
+    for the program.
     """
 
     name: str
@@ -145,6 +161,7 @@ class Graph:
     nodes: tuple[Node, ...]
     results: tuple[int, ...]
     global_batch: int = 1
+    notes: tuple[str, ...] = ()
 
     def shape(self, value: int) -> tuple[int, ...]:
         """Global shape of a value."""
@@ -183,7 +200,7 @@ class Graph:
 
     def size(self, name: str, default: int = 1) -> int:
         """Size of the factor with axis name `name` (the largest if several), or `default` if there is none."""
-        return max((self.factors[i].size for i in self.named().get(name, ())), default=default)
+        return max((self.factors[i].named_size for i in self.named().get(name, ())), default=default)
 
     def flops(self, engine: str = "tensor", phases: tuple[str, ...] | None = None) -> float:
         """FLOPs of one step at traced sizes on `engine`, optionally of some phases only."""
@@ -267,12 +284,13 @@ def from_json(data: Mapping[str, Any]) -> Graph:
     return Graph(
         name=data["name"],
         recompute=data["recompute"],
-        factors=tuple(Factor(**f) for f in data["factors"]),
+        factors=tuple(Factor(**_tuples(f)) for f in data["factors"]),
         values=tuple(Value(**_tuples(v)) for v in data["values"]),
         parameters=tuple(Parameter(**p) for p in data["parameters"]),
         nodes=tuple(_node(n) for n in data["nodes"]),
         results=tuple(data["results"]),
         global_batch=data["global_batch"],
+        notes=tuple(data["notes"]),
     )
 
 

@@ -194,6 +194,23 @@ def test_two_names_that_meet_are_an_error_with_both_origins() -> None:
         trace(program(lambda a, b: a @ b, spec(M, K), spec(K, N), axes=[("rows", "embed"), ("mlp", None)]))
 
 
+def test_factors_are_called_after_the_first_argument_dim_that_ranges_so() -> None:
+    tree = {"dense": {"kernel": spec(K, N), "bias": [spec(N)]}}
+    graph = trace(program(lambda p, x: x @ p["dense"]["kernel"] + p["dense"]["bias"][0], tree, spec(M, K)))
+    origins = [[graph.factors[f].origin for dim in graph.values[p.value].dims for f in dim] for p in graph.parameters]
+    bias, kernel, inputs = origins
+    assert bias == ["x0.dense.bias.0.0"]
+    assert kernel == ["x0.dense.kernel.0", "x0.dense.bias.0.0"]
+    assert inputs == ["x1.0", "x0.dense.kernel.0"]
+
+
+def test_parts_of_a_split_dim_are_numbered_from_the_major_one() -> None:
+    graph = trace(program(lambda x: (x.reshape(M, 5, 2) * 2.0, jnp.zeros(3)), spec(M, K)))
+    dims = graph.values[graph.results[0]].dims
+    assert [graph.factors[f].origin for dim in dims for f in dim] == ["x0.0", "x0.1/0", "x0.1/1"]
+    assert [graph.factors[f].origin for dim in graph.values[graph.results[1]].dims for f in dim] == [None]
+
+
 def test_reshape_splits_a_named_dim() -> None:
     graph = trace(program(lambda x: x.reshape(M, 5, 2) * 2.0, spec(M, K), axes=[("batch", "heads")]))
     dims = graph.values[graph.results[0]].dims
@@ -240,10 +257,74 @@ def test_an_untested_jax_names_the_tested_range(version: str) -> None:
         check_version(version)
 
 
-def test_data_dependent_branches_are_an_error_that_names_the_line() -> None:
-    fn = lambda p, x: lax.cond(p, jnp.sin, jnp.cos, x)
-    with pytest.raises(TraceError, match=r"test_trace.py:\d+: got op 'stablehlo.case'"):
-        trace(program(fn, spec(dtype=jnp.bool_), spec(M)))
+# -- branches -----------------------------------------------------------------------------------------------------
+
+
+def switch(index: Any, x: Any) -> Any:
+    """One branch without, one with one, one with two matmuls (of a cond inside)."""
+    two = lambda x: lax.cond(index > 5, jnp.sin, lambda x: jnp.tanh(x @ x) @ x, x)
+    return lax.switch(index, [jnp.sin, lambda x: x @ x, two], x)
+
+
+def test_a_cond_counts_as_its_dearest_branch_and_says_so() -> None:
+    graph = trace(program(switch, spec(dtype=I32), spec(K, K)))
+    assert graph.flops() == 2 * 2 * K**3
+    assert graph.shape(graph.results[0]) == (K, K)
+    inner, outer = graph.notes
+    assert inner.startswith("test_trace.py:")
+    assert inner.endswith(": cond counted as its dearer branch (1 of 2)")  # false comes first
+    assert outer.endswith(": cond counted as its dearest branch (3 of 3)")
+
+
+def test_the_gradient_of_a_cond_counts_as_the_gradient_of_its_dearest_branch() -> None:
+    grad = jax.grad(lambda x, index: jnp.sum(switch(index, x)))
+    graph = trace(program(grad, spec(K, K), spec(dtype=I32)))
+    assert graph.flops() == 3 * 2 * 2 * K**3
+
+
+def test_a_cond_in_a_loop_counts_each_trip() -> None:
+    def fn(x: Any, w: Any) -> Any:
+        return lax.scan(lambda x, w: (lax.cond(w[0, 0] > 0, lambda: x @ w, lambda: x), None), x, w)[0]
+
+    graph = trace(program(fn, spec(B, K), spec(7, K, K), axes=[("batch", None), ("layers", None, None)]))
+    assert graph.flops() == 7 * 2 * B * K * K
+    assert [graph.factors[f].name for dim in graph.values[graph.results[0]].dims for f in dim] == ["batch", None]
+
+
+def test_a_loop_in_a_branch_weighs_all_its_trips() -> None:
+    def fn(p: Any, x: Any) -> Any:
+        looped = lambda x: lax.fori_loop(0, 5, lambda _, x: x @ x, x)
+        return lax.cond(p, looped, lambda x: jnp.tanh(x @ x) @ x, x)
+
+    assert flops(fn, spec(dtype=jnp.bool_), spec(K, K)) == 5 * 2 * K**3
+
+
+def test_names_reach_through_branches_that_were_not_taken() -> None:
+    fn = lambda p, x, w, z: lax.cond(p, lambda: x @ w, lambda: z)
+    axes = [(), (None, None), (None, None), ("batch", "mlp")]
+    graph = trace(program(fn, spec(dtype=jnp.bool_), spec(M, K), spec(K, N), spec(M, N), axes=axes))
+    assert graph.flops() == 2 * M * K * N
+    assert [graph.factors[f].name for dim in graph.values[graph.results[0]].dims for f in dim] == ["batch", "mlp"]
+
+
+def test_vector_work_and_bytes_decide_between_branches_without_matmuls() -> None:
+    def kinds(fn: Callable[..., Any]) -> set[str]:
+        return {op.kind for _, op in trace(program(fn, spec(dtype=jnp.bool_), spec(M))).walk()}
+
+    assert "sine" in kinds(lambda p, x: lax.cond(p, lambda x: jnp.sin(jnp.sin(x)), jnp.cos, x))
+    assert "transpose" in kinds(lambda p, x: lax.cond(p, lambda x: x, lambda x: x.reshape(2, 3).T.reshape(M), x))
+
+
+def test_branches_that_cost_the_same_need_no_note() -> None:
+    graph = trace(program(lambda p, x: lax.cond(p, jnp.sin, jnp.cos, x), spec(dtype=jnp.bool_), spec(M)))
+    assert graph.notes == ()
+
+
+def test_branches_that_were_not_taken_leave_nothing_in_the_graph() -> None:
+    fn = lambda p, x: lax.cond(p, lambda x: x.reshape(2, 3).T.reshape(M), lambda x: x * jnp.sin(x), x)
+    graph = trace(program(fn, spec(dtype=jnp.bool_), spec(M)))
+    used = {v for _, op in graph.walk() for v in (*op.operands, *op.results)} | {p.value for p in graph.parameters}
+    assert all(value.dims == () for i, value in enumerate(graph.values) if i not in used)
 
 
 # -- marked kernels -----------------------------------------------------------------------------------------------

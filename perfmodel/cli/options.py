@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-MODEL = "preset name, path of a Hugging Face config.json, or package.module:function that returns a perfmodel.Program"
+if TYPE_CHECKING:
+    from perfmodel.trace import Program
+
+MODEL = (
+    "preset name, path of a Hugging Face config.json or of a StableHLO file, or package.module:function that returns a "
+    "perfmodel.Program"
+)
+ASSIGN = (
+    "axis name of the dims of arguments that a shell pattern matches, as in '*.kernel.1=mlp' (perfmodel trace lists "
+    "them); auto for the names that the work suggests; may be repeated"
+)
 MACHINE = "machine name (see `perfmodel hardware list`) or path of a .toml file"
 
 
@@ -13,6 +24,26 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument(
         "--seq-len", type="count", metavar="N", help="sequence length (default: the model's own, at most 8192)"
+    )
+    parser.add_argument(
+        "--capacity-factor",
+        type=float,
+        metavar="X",
+        help="rows of each expert, as a multiple of its fair share; tokens beyond are dropped (default: none is)",
+    )
+    parser.add_argument("--assign", action="append", default=[], metavar="PATTERN=NAME", help=ASSIGN)
+
+
+def load(arguments: argparse.Namespace, *, recompute: str) -> Program:
+    """The program that MODEL and its options name."""
+    from perfmodel import load_program
+
+    return load_program(
+        arguments.model,
+        seq_len=arguments.seq_len,
+        recompute=recompute,
+        capacity_factor=arguments.capacity_factor,
+        assign=arguments.assign,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from perfmodel.cli.options import add_model
+from perfmodel.cli.options import add_model, load
 from perfmodel.cli.output import Output
 
 SUMMARY = "trace a training step and count its operations, FLOPs, bytes and parameters"
@@ -20,10 +20,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Trace, write and report."""
-    from perfmodel import TraceError, load_program, trace
-    from perfmodel.report.graph import graph_json, graph_report
+    from perfmodel import TraceError, propose, trace
+    from perfmodel.report.graph import graph_json, graph_report, proposal
 
-    graph = trace(load_program(arguments.model, seq_len=arguments.seq_len, recompute=arguments.recompute))
+    graph = trace(load(arguments, recompute=arguments.recompute))
     if arguments.out is not None:
         try:
             graph.save(arguments.out)
@@ -32,5 +32,6 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                 f"--out {arguments.out}: got {error.strerror}, expected a file that can be written: give another path"
             ) from None
         output.note(f"graph written to {arguments.out}")
-    output.result(lambda: graph_json(graph), *graph_report(graph))
+    proposed = propose(graph)
+    output.result(lambda: {**graph_json(graph), "proposed": proposed}, *graph_report(graph), *proposal(proposed))
     return 0

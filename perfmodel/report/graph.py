@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import RenderableType
+from rich.text import Text
 
 from perfmodel.graph import Graph, Loop, Node, Op
 from perfmodel.report.layout import pairs, table
@@ -15,6 +16,8 @@ from perfmodel.units import format_bytes, format_count
 
 LINES = 12
 """Source lines shown, by work."""
+RANGES = 20
+"""Factors shown, by work."""
 
 
 @dataclass(slots=True)
@@ -84,21 +87,70 @@ def graph_json(graph: Graph) -> dict[str, Any]:
             for depth, trips, source, tally in summary.loops
         ],
         "lines": {line: asdict(tally) for line, tally in summary.lines.items()},
-        "factors": [
-            {"name": name, "size": size, "origin": origin, "ranges": count}
-            for name, size, origin, count in named_factors(graph)
-        ],
+        "factors": [asdict(row) for row in factor_rows(graph)],
+        "notes": list(graph.notes),
     }
 
 
-def named_factors(graph: Graph) -> list[tuple[str, int, str, int]]:
-    """(axis name, size, where the name was given, how many separate index ranges carry it)."""
-    found: dict[tuple[str, int], tuple[str, int]] = {}
-    for factor in graph.factors:
-        if factor.name is not None:
-            origin, count = found.get((factor.name, factor.size), (factor.origin or "", 0))
-            found[factor.name, factor.size] = origin, count + 1
-    return [(name, size, origin, count) for (name, size), (origin, count) in found.items()]
+@dataclass(slots=True, kw_only=True)
+class FactorRow:
+    """Index ranges of one axis name and size, or one unnamed range of an argument.
+
+    origin:     the first dim of an argument that ranges so
+    ranges:     how many separate index ranges these are
+    share:      of the matrix FLOPs, how much ranges over one of them [1]
+    parameters: how many arguments have a dim that does
+    bound:      mesh axes that the program itself spreads it over
+    """
+
+    name: str | None
+    size: int
+    origin: str | None
+    ranges: int = 0
+    share: float = 0.0
+    parameters: int = 0
+    bound: tuple[str, ...] = ()
+
+
+def factor_rows(graph: Graph) -> list[FactorRow]:
+    """The factors that a name or an argument tells apart, those with the largest share of the work first."""
+    rows: dict[Hashable, FactorRow] = {}
+    row_of: dict[int, Hashable] = {}
+    for i, factor in enumerate(graph.factors):
+        if factor.name is not None or factor.origin is not None:
+            key: Hashable = (factor.name, factor.size) if factor.name is not None else i
+            row_of[i] = key
+            row = FactorRow(name=factor.name, size=factor.size, origin=factor.origin, bound=factor.bound)
+            rows.setdefault(key, row).ranges += 1
+    total = graph.flops() or 1.0
+    for factors, flops in _spread(graph, graph.nodes, 1.0, frozenset()):
+        for key in {row_of[factor] for factor in factors if factor in row_of}:
+            rows[key].share += flops / total
+    for parameter in graph.parameters:
+        dims = graph.values[parameter.value].dims
+        for key in {row_of[factor] for dim in dims for factor in dim if factor in row_of}:
+            rows[key].parameters += 1
+    return sorted(rows.values(), key=lambda row: (-row.share, -row.parameters))
+
+
+def _spread(
+    graph: Graph, nodes: Sequence[Node], times: float, around: frozenset[int]
+) -> Iterator[tuple[frozenset[int], float]]:
+    """Matrix FLOPs of each op, with the factors that they range over, those of the loops around among them."""
+    for node in nodes:
+        if isinstance(node, Loop):
+            yield from _spread(graph, node.body, times * graph.factors[node.trip].size, around | {node.trip})
+        else:
+            for work in node.work:
+                if work.engine == "tensor":
+                    yield around | {node.local[i] for i in work.over}, times * work.flops
+
+
+def proposal(names: Mapping[str, str]) -> Iterator[RenderableType]:
+    """Axis names that are proposed for a program without any, as options of the commands."""
+    if names:
+        options = "\n".join(f"  --assign '{pattern}={name}'" for pattern, name in names.items())
+        yield Text(f"No dim has an axis name. The work suggests these, or --assign auto for all of them:\n{options}")
 
 
 def graph_report(graph: Graph) -> Iterator[RenderableType]:
@@ -125,8 +177,27 @@ def graph_report(graph: Graph) -> Iterator[RenderableType]:
     yield table(("loop", "phases", ">trips", *TALLY), loops, title="By loop")
     lines = sorted(summary.lines.items(), key=lambda item: (-item[1].flops, -item[1].bytes))[:LINES]
     yield table(("line", *TALLY), [(line, *_cells(tally)) for line, tally in lines], title="By source line")
-    factors = [(name, f"{size:,}", origin, str(count)) for name, size, origin, count in named_factors(graph)]
-    yield table(("axis name", ">size", "given at", ">index ranges"), factors, title="Factors")
+    rows = factor_rows(graph)
+    yield table(
+        ("axis name", ">size", "first at", ">index ranges", ">matrix FLOPs", ">arguments"),
+        [_factor_cells(row) for row in rows[:RANGES]],
+        title=f"Factors ({RANGES} of {len(rows)})" if len(rows) > RANGES else "Factors",
+    )
+    for note in graph.notes:
+        yield Text(note)
+
+
+def _factor_cells(row: FactorRow) -> tuple[str, ...]:
+    name = row.name or "-"
+    bound = f" ({'*'.join(row.bound)})" if row.bound else ""
+    return (
+        f"{name}{bound}",
+        f"{row.size:,}",
+        row.origin or "-",
+        str(row.ranges),
+        f"{row.share:.1%}",
+        str(row.parameters),
+    )
 
 
 TALLY = (">ops", ">matrix FLOPs", ">vector FLOPs", ">bytes")

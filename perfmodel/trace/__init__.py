@@ -1,21 +1,23 @@
-"""JAX function -> Graph."""
+"""JAX function or StableHLO file -> Graph."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import jax
-
-from perfmodel.errors import TraceError
 from perfmodel.graph import Graph
 from perfmodel.trace.build import finish
-from perfmodel.trace.program import ROLES, Argument, Hints, Program
+from perfmodel.trace.leaves import Leaf, leaves_of
+from perfmodel.trace.naming import named, read_names
+from perfmodel.trace.program import Argument, Hints, Program, StableHLO
 from perfmodel.trace.raw import RawNode
-from perfmodel.trace.stablehlo import lower, tensor_type
+from perfmodel.trace.source import aliases_of, read_program
+from perfmodel.trace.stablehlo import MAIN, argument_attributes, lower, tensor_type
 from perfmodel.trace.walk import Walker
 
-__all__ = ["Argument", "Hints", "Program", "trace"]
+SHARDING = "sdy.sharding"
+
+__all__ = ["Argument", "Hints", "Program", "named", "read_names", "read_program", "trace"]
 
 
 def trace(program: Program) -> Graph:
@@ -23,52 +25,40 @@ def trace(program: Program) -> Graph:
 
     Raises TraceError for an op or a loop that is unknown and not hinted at, AxisNameError where two axis names meet.
     """
-    leaves = [leaf for argument in program.arguments for leaf in _leaves(argument)]
+    leaves = [leaf for argument in program.arguments for leaf in leaves_of(argument)]
     module = lower(program)
     walker = Walker(module, program.hints)
-    inputs: list[tuple[int, str, str]] = []
-    for name, role, struct, axes in leaves:
-        value = walker.new_value(tuple(struct.shape), _spelling(walker, module, len(inputs)))
-        walker.nodes[value] = [
-            walker.space.new(size, axis, f"{name} dim {d}")
-            for d, (size, axis) in enumerate(zip(struct.shape, axes, strict=True))
-        ]
-        inputs.append((value, name, role))
+    inputs = [_input(walker, leaf, i) for i, leaf in enumerate(leaves)]
+    if placed := sum(SHARDING in each for each in argument_attributes(walker.functions[MAIN])):
+        walker.notes[f"shardings of {placed} arguments are left to the layout"] = None
     nodes: list[RawNode] = []
-    results = walker.function("main", [value for value, _, _ in inputs], "", nodes)
-    aliases = _aliases(program, [name for _, name, _ in inputs])
-    parameters = [(value, name, role, aliases.get(i)) for i, (value, name, role) in enumerate(inputs)]
+    results = walker.function(MAIN, inputs, "", nodes)
+    aliases = aliases_of(module) if isinstance(program.fn, StableHLO) else _aliases(program, [x.name for x in leaves])
+    parameters = [
+        (value, leaf.name, leaf.role, aliases.get(i))
+        for i, (value, leaf) in enumerate(zip(inputs, leaves, strict=True))
+    ]
     graph = finish(walker, nodes, parameters, results, name=program.name, recompute=program.recompute)
-    return replace(graph, global_batch=program.global_batch or graph.size("batch") * graph.size("microbatch"))
+    batch = [_size(leaves, name) for name in ("batch", "microbatch")]
+    return replace(graph, global_batch=program.global_batch or batch[0] * batch[1])
 
 
-def _leaves(argument: Argument) -> list[tuple[str, str, Any, tuple[str | None, ...]]]:
-    """(name, role, abstract value, axis names) of every array in an argument."""
-    if argument.role not in ROLES:
-        raise TraceError(f"argument {argument.name}: got role {argument.role!r}, expected one of {', '.join(ROLES)}")
-    structure: Any
-    paths, structure = jax.tree_util.tree_flatten_with_path(argument.tree)
-    try:
-        axes: list[Any] = structure.flatten_up_to(argument.axes)
-    except ValueError as error:
-        raise TraceError(
-            f"argument {argument.name}: axes do not match the tree ({error}): give a tuple of names per array"
-        ) from None
-    found = []
-    for (path, struct), names in zip(paths, axes, strict=True):
-        name = argument.name + jax.tree_util.keystr(path)
-        names = (None,) * len(struct.shape) if names is None else tuple(names)
-        if len(names) != len(struct.shape):
-            raise TraceError(
-                f"{name}: got {len(names)} axis names {names}, expected {len(struct.shape)}, one for each dim of "
-                f"{tuple(struct.shape)}: use None for a dim without a name"
-            )
-        found.append((name, argument.role, struct, names))
-    return found
+def _input(walker: Walker, leaf: Leaf, position: int) -> int:
+    """The value of an argument, its dims named."""
+    value = walker.new_value(leaf.shape, _spelling(walker, position))
+    named = enumerate(zip(leaf.shape, leaf.axes, strict=True))
+    walker.nodes[value] = [walker.space.new(size, axis, f"{leaf.path}.{d}") for d, (size, axis) in named]
+    return value
 
 
-def _spelling(walker: Walker, module: Any, index: int) -> str:
-    (block,) = walker.functions["main"].regions[0].blocks
+def _size(leaves: Sequence[Leaf], name: str) -> int:
+    """The largest dim of an argument with an axis name, 1 if there is none."""
+    named = (size for leaf in leaves for size, axis in zip(leaf.shape, leaf.axes, strict=True) if axis == name)
+    return max(named, default=1)
+
+
+def _spelling(walker: Walker, index: int) -> str:
+    (block,) = walker.functions[MAIN].regions[0].blocks
     return tensor_type(block.arguments[index])[1]
 
 

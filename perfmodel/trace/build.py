@@ -41,8 +41,8 @@ class _Finisher:
         self.ids: dict[int, int] = {}
         self.space.hand_down_names()
         self.values = tuple(
-            Value(dims=tuple(self.dim([node]) for node in dims), dtype=dtype)
-            for dims, dtype in zip(walker.nodes, walker.dtypes, strict=True)
+            Value(dims=() if value in walker.dropped else tuple(self.dim([node]) for node in dims), dtype=dtype)
+            for value, (dims, dtype) in enumerate(zip(walker.nodes, walker.dtypes, strict=True))
         )
 
     def dim(self, nodes: Sequence[int]) -> Dim:
@@ -66,11 +66,11 @@ class _Finisher:
             parameters=tuple(Parameter(value=v, name=n, role=r, alias=a) for v, n, r, a in parameters),
             nodes=frozen,
             results=tuple(results),
+            notes=tuple(self.walker.notes),
         )
 
     def factors(self) -> tuple[Factor, ...]:
-        labels = [(self.space.size(leaf), *self.space.label(leaf)) for leaf in self.ids]
-        return tuple(Factor(size=size, name=name, origin=origin) for size, name, origin in labels)
+        return tuple(self.space.factor(leaf) for leaf in self.ids)
 
     def node(self, raw: RawNode) -> Node:
         return self.op(raw) if isinstance(raw, RawOp) else self.loop(raw)
@@ -130,6 +130,8 @@ class _Finisher:
             blocked=tuple(i for i in (*spread(raw.rule.blocked), *extra) if i not in stepped),
             stepped=stepped,
             linear=raw.linear,
+            tied=tuple((i, j) for f, g in raw.tied for i, j in zip(parts[f], parts[g], strict=False)),
+            pinned=tuple((parts[i][0], axes) for i, axes in raw.pinned if parts[i]),
             work=tuple(
                 Work(engine=w.engine, flops=w.flops, dtype=w.dtype, over=spread(w.over), share=w.share)
                 for w in raw.work

@@ -1,7 +1,8 @@
-"""A kernel that the program marks (`jax.lax.composite(..., name="perfmodel.*")`): one op, ruled by its body.
+"""A kernel that the program marks (`jax.lax.composite(..., name="perfmodel.*")`): one op, whatever it does inside.
 
-What touches memory is what crosses its boundary; how it may be sharded follows from the ops inside: a factor that
-is never summed inside is free, one whose sums only pass through linear ops leaves partial sums, any other blocks.
+What touches memory is what crosses its boundary. How it may be sharded is what it states itself (`perfmodel.trace.
+stated`), or else follows from the ops inside: a factor that is never summed inside is free, one whose sums only pass
+through linear ops leaves partial sums, any other blocks.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from jaxlib.mlir import ir
 
 from perfmodel.graph import Graph, Op
 from perfmodel.trace.build import finish
+from perfmodel.trace.ops import Shape
 from perfmodel.trace.raw import RawNode, RawOp, RawWork
-from perfmodel.trace.stablehlo import Rule
+from perfmodel.trace.stablehlo import Rule, source_of
+from perfmodel.trace.stated import stated_rule
 
 if TYPE_CHECKING:
     from perfmodel.trace.walk import Walker
@@ -26,10 +29,75 @@ CAUSAL_SHARE = 0.5
 def kernel_op(
     outer: Walker, op: ir.Operation, name: str, function: str, operands: Sequence[int], results: Sequence[int]
 ) -> RawOp:
-    """The raw op of a marked kernel, its rule derived from the decomposition `function`."""
+    """The raw op of a marked kernel: its rule stated, or derived from the decomposition `function`."""
     body = _body(outer, function, operands)
+    attributes = _attributes(op)
+    stated = attributes.get("rule")
+    if stated is None:
+        raw = _derived(outer, body, name, operands, results)
+    else:
+        raw = _stated(outer, op, body, ir.StringAttr(stated).value, name, operands, results)
+    counted, share = _executed(attributes, [outer.shapes[v] for v in operands])
+    raw.work = [
+        RawWork(engine=w.engine, flops=w.flops * counted, dtype=w.dtype, over=w.over, share=share) for w in raw.work
+    ]
+    return raw
+
+
+def _attributes(op: ir.Operation) -> dict[str, ir.Attribute]:
+    if "composite_attributes" not in op.attributes:
+        return {}
+    found = ir.DictAttr(op.attributes["composite_attributes"])
+    return {found[i].name: found[i].attr for i in range(len(found))}
+
+
+def _executed(attributes: dict[str, ir.Attribute], operands: Sequence[Shape]) -> tuple[float, float]:
+    """The shares of the scores that count as FLOPs, and that are executed of those.
+
+    A query sees `window` keys (dim 1 of the second operand) at most, w/S of them; with a causal mask the first ones
+    see fewer: w/S (1 - w/(2S)) of all scores are left.
+    """
+    causal = "causal" in attributes and ir.BoolAttr(attributes["causal"]).value
+    band = 1.0
+    if "window" in attributes:
+        band = min(1.0, ir.IntegerAttr(attributes["window"]).value / operands[1][1])
+    return band, 1.0 - CAUSAL_SHARE * band if causal else 1.0
+
+
+def _stated(
+    outer: Walker,
+    op: ir.Operation,
+    body: Graph,
+    text: str,
+    name: str,
+    operands: Sequence[int],
+    results: Sequence[int],
+) -> RawOp:
+    shapes = [[outer.shapes[v] for v in values] for values in (operands, results)]
+    stated = stated_rule(text, shapes[0], shapes[1], f"{source_of(op.location)}: {name}")
+    followers = [follower for follower, _ in stated.tied]
+    spread = [f for f in range(len(stated.rule.sizes)) if f not in stated.rule.blocked and f not in followers]
+    flops: dict[tuple[str, str], float] = {}
+    for times, inner in body.walk():
+        for work in inner.work:
+            flops[work.engine, work.dtype] = flops.get((work.engine, work.dtype), 0.0) + times * work.flops
+    return RawOp(
+        kind=name,
+        operands=list(operands),
+        results=list(results),
+        rule=stated.rule,
+        nodes=[outer.space.new(size) for size in stated.rule.sizes],
+        summed=list(stated.summed),
+        tied=list(stated.tied),
+        work=[
+            RawWork(engine=engine, flops=count, dtype=dtype, over=tuple(spread))
+            for (engine, dtype), count in flops.items()
+        ],
+    )
+
+
+def _derived(outer: Walker, body: Graph, name: str, operands: Sequence[int], results: Sequence[int]) -> RawOp:
     inputs = [parameter.value for parameter in body.parameters]
-    share = CAUSAL_SHARE if _causal(op) else 1.0
     blocked: set[int] = set()
     summed: list[set[int]] = [set() for _ in results]
     for factor in range(len(body.factors)):
@@ -59,7 +127,6 @@ def kernel_op(
                 flops=work.flops * times,
                 dtype=work.dtype,
                 over=tuple(sorted({inner.local[i] for i in work.over})),
-                share=share,
             )
             for times, inner in body.walk()
             for work in inner.work
@@ -67,15 +134,12 @@ def kernel_op(
     )
 
 
-def _causal(op: ir.Operation) -> bool:
-    return "composite_attributes" in op.attributes and "causal = true" in str(op.attributes["composite_attributes"])
-
-
 def _body(outer: Walker, function: str, operands: Sequence[int]) -> Graph:
     walker = outer.nested()
     inputs = [walker.new_value(outer.shapes[v], outer.dtypes[v]) for v in operands]
     nodes: list[RawNode] = []
     outputs = walker.function(function, inputs, "", nodes)
+    outer.notes.update(walker.notes)
     return finish(walker, nodes, [(v, str(v), "other", None) for v in inputs], outputs, name=function, recompute="none")
 
 

@@ -32,7 +32,8 @@ class Kind:
 
     engine: "tensor" (matrix engine), "vector" (elementwise and reductions) or "none" (moves data only)
     flops:  FLOPs of one execution at full size, from its shapes [FLOP]
-    linear: operands through which a partial sum may pass unreduced ("all", "first" or none);
+    linear: operands through which a partial sum may pass unreduced ("all", "first", "both" or none), all of them
+            partial or zero; `branches` are the operands but the first, which chooses between them;
             `scale` is linear in one operand where the other is one number for all elements
     """
 
@@ -82,8 +83,30 @@ def sort_flops(shapes: Shapes) -> float:
 
 
 def window_flops(shapes: Shapes) -> float:
-    """One operation for each element of each window."""
-    return float(math.prod(shapes.results[0]) * math.prod(shapes.attributes["window"]))
+    """One operation for each element of each window; a running sum, whose windows reach over all of a dim, is made in
+    log2(n) steps.
+    """
+    dims = zip(shapes.attributes["window"], shapes.operands[0], shapes.results[0], strict=True)
+    steps = (math.log2(window) if 1 < window == size == out else window for window, size, out in dims)
+    return math.prod(shapes.results[0]) * math.prod(steps)
+
+
+def fft_flops(shapes: Shapes) -> float:
+    """5·n·log2(n) for each complex transform of n points, half of it for a real one (Cooley and Tukey, radix 2)."""
+    points = math.prod(shapes.attributes["fft_length"])
+    batch = math.prod(shapes.operands[0][: -len(shapes.attributes["fft_length"])])
+    share = 1.0 if shapes.operands[0] == shapes.results[0] else 0.5
+    return share * 5.0 * batch * points * math.log2(max(points, 2))
+
+
+def matrix_flops(count: Callable[[int, int], float]) -> Count:
+    """FLOPs of a factorisation, from the rows and columns of each matrix of the first operand."""
+    return lambda shapes: math.prod(shapes.operands[0][:-2]) * count(*shapes.operands[0][-2:])
+
+
+def triangular_solve_flops(shapes: Shapes) -> float:
+    """A multiply-add for each element of the result and half of a row of the n x n matrix."""
+    return float(shapes.operands[0][-1] * math.prod(shapes.results[0]))
 
 
 ELEMENTWISE = (
@@ -93,18 +116,28 @@ ELEMENTWISE = (
 )
 CHLO_ELEMENTWISE = (
     "acos acosh asin asinh atan atanh bessel_i1e cosh digamma erf erf_inv erfc lgamma polygamma sinh square tan zeta "
-    "next_after conj"
+    "next_after conj mulhi _asin_acos_kernel"
 )
 BITWISE = "and or xor not shift_left shift_right_arithmetic shift_right_logical"
-FREE = "compare select is_finite imag real complex iota constant bitcast_convert rng_bit_generator create_token"
+CHLO_FREE = "is_inf is_neg_inf is_pos_inf constant constant_like"
+FREE = "compare is_finite iota constant bitcast_convert rng rng_bit_generator create_token after_all"
+# Factorisations of an m x n matrix, to leading order (Golub and Van Loan, Matrix Computations, 4th ed., chapters 3, 4,
+# 5 and 8): sequences of narrow updates, which matrix engines don't run at their rate.
+FACTORISATIONS: Mapping[str, Callable[[int, int], float]] = {
+    "stablehlo.cholesky": lambda m, n: n**3 / 3,
+    "LuDecomposition": lambda m, n: m * n**2 - n**3 / 3,
+    "Qr": lambda m, n: 2 * m * n**2 - 2 * n**3 / 3,
+    "ProductOfElementaryHouseholderReflectors": lambda m, n: 2 * m * n**2 - 2 * n**3 / 3,
+    "Eigh": lambda m, n: 9.0 * n**3,
+}
 
 KINDS: Mapping[str, Kind] = {
     **{f"stablehlo.{name}": Kind("vector", per_result(1.0)) for name in ELEMENTWISE.split()},
     **{f"chlo.{name}": Kind("vector", per_result(1.0)) for name in CHLO_ELEMENTWISE.split()},
     **{f"stablehlo.{name}": Kind("vector", per_result(1.0)) for name in BITWISE.split()},
     **{f"stablehlo.{name}": Kind() for name in FREE.split()},
-    "chlo.is_inf": Kind(),
-    "chlo.constant": Kind(),
+    **{f"chlo.{name}": Kind() for name in CHLO_FREE.split()},
+    **{name: Kind("vector", matrix_flops(count)) for name, count in FACTORISATIONS.items()},
     "stablehlo.add": Kind("vector", per_result(1.0), "all"),
     "stablehlo.subtract": Kind("vector", per_result(1.0), "all"),
     "stablehlo.multiply": Kind("vector", per_result(1.0), "scale"),
@@ -116,24 +149,31 @@ KINDS: Mapping[str, Kind] = {
     "stablehlo.broadcast_in_dim": Kind("none", linear="first"),
     "stablehlo.slice": Kind("none", linear="first"),
     "stablehlo.reverse": Kind("none", linear="first"),
-    "stablehlo.pad": Kind("none"),
+    "stablehlo.pad": Kind("none", linear="all"),
+    "stablehlo.select": Kind("none", linear="branches"),
+    "stablehlo.real": Kind("none", linear="first"),
+    "stablehlo.imag": Kind("none", linear="first"),
+    "stablehlo.complex": Kind("none", linear="all"),
     "stablehlo.concatenate": Kind("none", linear="all"),
     "stablehlo.dynamic_slice": Kind("none", linear="first"),
     "stablehlo.dynamic_update_slice": Kind("none", linear="both"),
     "stablehlo.gather": Kind("none"),
     "stablehlo.scatter": Kind("vector", lambda shapes: float(math.prod(shapes.operands[2]))),
     "stablehlo.reduce": Kind("vector", per_operand(1.0), "first"),
-    "stablehlo.reduce_window": Kind("vector", window_flops),
+    "stablehlo.reduce_window": Kind("vector", window_flops, "first"),
     "stablehlo.select_and_scatter": Kind("vector", lambda shapes: 2.0 * math.prod(shapes.operands[0])),
     "stablehlo.sort": Kind("vector", sort_flops),
     "chlo.top_k": Kind("vector", per_operand(1.0)),
+    "ApproxTopK": Kind("vector", per_operand(1.0)),
+    "stablehlo.fft": Kind("vector", fft_flops, "first"),
+    "stablehlo.triangular_solve": Kind("vector", triangular_solve_flops),
     "stablehlo.dot_general": Kind("tensor", dot_flops),
     "chlo.ragged_dot": Kind("tensor", ragged_dot_flops),
     "stablehlo.convolution": Kind("tensor", convolution_flops),
 }
 
 # Ops that only hand their operands on.
-TRANSPARENT = frozenset({"stablehlo.optimization_barrier", "sdy.sharding_constraint"})
+TRANSPARENT = frozenset({"stablehlo.optimization_barrier"})
 TRANSPARENT_CALLS = frozenset(
     {"Sharding", "annotate_device_placement", "LayoutConstraint", "MoveToHost", "MoveToDevice"}
 )

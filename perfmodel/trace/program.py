@@ -30,22 +30,33 @@ class Argument:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hints:
-    """What to take for ops whose cost, and loops whose trip count, the program does not tell.
+    """What the program does not tell about itself.
 
     costs:       op or custom-call name -> function of operand and result shapes that returns FLOPs
     trip_counts: `file.py:line` of a loop -> how often it runs
+    mesh:        mesh axis of the program -> axes of a layout that it stands for; () to ignore it
     """
 
     costs: Mapping[str, CostFunction] = field(default_factory=dict)
     trip_counts: Mapping[str, int] = field(default_factory=dict)
+    mesh: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StableHLO:
+    """A step that is lowered already: the contents of a file, and its path."""
+
+    path: str
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A training step: `fn(*trees)` and how its arguments are named.
+    """A training step: `fn(*trees)`, or what it was lowered to, and how its arguments are named.
 
     Dims named `batch` and `microbatch` are resized by the layout: `batch` sequences at a time, in a loop over
-    `microbatch`. The updated values of the `donated` arguments are the first results, in their order and structure.
+    `microbatch`. The updated values of the `donated` arguments are the first results, in their order and structure (a
+    lowered step says itself which result takes over which argument).
 
     recompute:    the policy that `fn` was built with
     global_batch: sequences per step where the user gives none; None for the traced sizes of those two dims
@@ -53,7 +64,7 @@ class Program:
     """
 
     name: str
-    fn: Callable[..., Any]
+    fn: Callable[..., Any] | StableHLO
     arguments: tuple[Argument, ...]
     donated: tuple[str, ...] = ()
     recompute: str = "none"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from perfmodel.trace.stablehlo import Rule
 
@@ -32,6 +32,8 @@ class RawOp:
     reducer: str = "add"
     stepped: list[int] = field(default_factory=list)
     linear: tuple[int, ...] = ()
+    tied: list[tuple[int, int]] = field(default_factory=list)
+    pinned: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
     work: list[RawWork] = field(default_factory=list)
     scope: str = ""
     source: str = ""
@@ -52,3 +54,13 @@ class RawLoop:
 
 
 RawNode: TypeAlias = RawOp | RawLoop
+Environment: TypeAlias = dict[Any, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where an op stands: the values of the names that it may use, its scope, and the list that it is added to."""
+
+    env: Environment
+    scope: str
+    out: list[RawNode]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
-from perfmodel.trace.ops import Shape
+from perfmodel.trace.ops import CHLO_ELEMENTWISE, CHLO_FREE, Shape
 from perfmodel.trace.stablehlo import Rule
 
 Dims = tuple[tuple[int, ...], ...]
@@ -31,6 +31,20 @@ def source_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Sh
     """Constants and iotas: each rank makes its own part."""
     (shape,) = results
     return Rule(shape, (), (tuple((i,) for i in range(len(shape))),))
+
+
+def elementwise_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
+    """Each element of the result from those at its place."""
+    (shape,) = results
+    dims: Dims = tuple((i,) for i in range(len(shape)))
+    return Rule(shape, (dims,) * len(operands), (dims,))
+
+
+def drawn_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
+    """Random numbers within bounds: each rank draws its own part."""
+    (shape,) = results
+    bounds: tuple[Dims, ...] = tuple(((len(shape),),) if operand else () for operand in operands)
+    return Rule((*shape, len(shape)), bounds, (tuple((i,) for i in range(len(shape))),), blocked=(len(shape),))
 
 
 def slice_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
@@ -88,52 +102,79 @@ def top_k_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Sha
     return Rule((*shape, results[0][last]), ((*shared, (last,)),), (dims, dims), blocked=(last, last + 1))
 
 
+def sort_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
+    """The sorted dim must be whole, and ranges over another index afterwards; the others are shared."""
+    dim, shape = ir.IntegerAttr(op.attributes["dimension"]).value, operands[0]
+    last = len(shape)
+    before: Dims = tuple((i,) for i in range(last))
+    after: Dims = tuple((last,) if i == dim else (i,) for i in range(last))
+    return Rule((*shape, shape[dim]), (before,) * len(operands), (after,) * len(results), blocked=(dim, last))
+
+
 def ragged_dot_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
-    """Rows of one operand, each against one expert's matrix: rows and groups must be whole, the rest is a matmul."""
+    """Rows of one operand, each against one group's matrix: a matmul whose ragged dim is (group, row of the group).
+
+    Sharding the groups takes their rows along, evenly: the load is taken to be balanced. Where the groups do not
+    divide the rows, both must be whole.
+    """
     text = str(op.attributes["ragged_dot_dimension_numbers"])
 
     def dims(name: str) -> list[int]:
         match = re.search(rf"{name} = \[([\d, ]*)\]", text)
         return [int(n) for n in match[1].split(",") if n.strip()] if match else []
 
-    lhs, rhs = operands[0], operands[1]
-    batch, contract = (
-        list(zip(dims("lhs_batching_dimensions"), dims("rhs_batching_dimensions"), strict=True)),
-        list(zip(dims("lhs_contracting_dimensions"), dims("rhs_contracting_dimensions"), strict=True)),
-    )
-    groups, ragged = dims("rhs_group_dimensions"), dims("lhs_ragged_dimensions")
-    sizes = list(lhs)
-    rhs_of = {r: left for left, r in (*batch, *contract)}
+    lhs, rhs, groups = operands
+    (ragged,) = dims("lhs_ragged_dimensions")
+    batch = dict(zip(dims("rhs_batching_dimensions"), dims("lhs_batching_dimensions"), strict=True))
+    contract = dict(zip(dims("rhs_contracting_dimensions"), dims("lhs_contracting_dimensions"), strict=True))
+    sizes, group = [*lhs, groups[-1]], len(lhs)  # factors: the dims of lhs, the groups, then what only rhs has
+    nested = lhs[ragged] % groups[-1] == 0 and ragged not in batch.values()
+    if nested:
+        sizes[ragged] //= groups[-1]
+    lhs_dims: list[tuple[int, ...]] = [(group, d) if nested and d == ragged else (d,) for d in range(len(lhs))]
     rhs_dims: list[tuple[int, ...]] = []
     for d, size in enumerate(rhs):
-        if d not in rhs_of:
+        shared = {**batch, **contract}.get(d)
+        if shared is not None:
+            rhs_dims.append(lhs_dims[shared])
+        elif d in dims("rhs_group_dimensions"):
+            rhs_dims.append((group,))
+        else:
             sizes.append(size)
-            rhs_of[d] = len(sizes) - 1
-        rhs_dims.append((rhs_of[d],))
-    contracted = [left for left, _ in contract]
-    lhs_free = [d for d in range(len(lhs)) if d not in contracted and d not in [b for b, _ in batch]]
-    rhs_free = [d for d in range(len(rhs)) if d not in [r for _, r in (*batch, *contract)] and d not in groups]
-    result: list[tuple[int, ...]] = [(b,) for b, _ in batch]
-    result += [(d,) for d in lhs_free] + [rhs_dims[d] for d in rhs_free]
-    blocked = [*ragged, *(rhs_of[d] for d in groups)]
-    if set(ragged) <= set(contracted):  # gradient of the experts' matrices: one slab per group in the result
-        sizes.append(operands[2][-1])
-        result.insert(0, (len(sizes) - 1,))
-        blocked.append(len(sizes) - 1)
-    whole: Dims = tuple((d,) for d in range(len(lhs)))
-    group_dims: Dims = tuple(() for _ in operands[2])
-    return Rule(tuple(sizes), (whole, tuple(rhs_dims), group_dims), (tuple(result),), tuple(contracted), tuple(blocked))
+            rhs_dims.append((len(sizes) - 1,))
+    own = [d for d in range(len(rhs)) if d not in (*batch, *contract, *dims("rhs_group_dimensions"))]
+    slabs = [(group,)] if ragged in contract.values() else []  # gradient of the matrices: one for each group
+    free = [d for d in range(len(lhs)) if d not in (*batch.values(), *contract.values())]
+    result = (*slabs, *((d,) for d in batch.values()), *(lhs_dims[d] for d in free), *(rhs_dims[d] for d in own))
+    prefix = lhs_dims[: len(groups) - 1] if len(groups) - 1 == ragged else [()] * (len(groups) - 1)
+    return Rule(
+        tuple(sizes),
+        (tuple(lhs_dims), tuple(rhs_dims), (*prefix, (group,))),
+        (result,),
+        reduced=tuple(contract.values()),
+        blocked=() if nested else (ragged, group),
+    )
 
 
 OWN_RULES: Mapping[str, Callable[[ir.Operation, tuple[Shape, ...], tuple[Shape, ...]], Rule]] = {
+    **{f"chlo.{name}": elementwise_rule for name in (*CHLO_ELEMENTWISE.split(), *CHLO_FREE.split())},
+    "chlo.constant": source_rule,
     "stablehlo.constant": source_rule,
+    "stablehlo.rng": drawn_rule,
     "stablehlo.iota": source_rule,
     "stablehlo.dynamic_slice": slice_rule,
     "stablehlo.dynamic_update_slice": slice_rule,
     "stablehlo.scatter": scatter_rule,
     "chlo.top_k": top_k_rule,
     "chlo.ragged_dot": ragged_dot_rule,
+    "stablehlo.sort": sort_rule,
 }
+
+
+NOTES: Mapping[str, str] = {
+    "chlo.ragged_dot": "every group of a ragged matmul, such as an expert, has equally many rows",
+}
+"""What a rule takes for granted of the values that an op works on."""
 
 
 def attributes_of(op: ir.Operation) -> dict[str, tuple[int, ...]]:
@@ -143,15 +184,19 @@ def attributes_of(op: ir.Operation) -> dict[str, tuple[int, ...]]:
         return {"lhs_contracting": tuple(numbers.lhs_contracting_dimensions)}
     if op.name == "chlo.ragged_dot":
         text = str(op.attributes["ragged_dot_dimension_numbers"])
-        contracting = [int(n) for n in re.findall(r"lhs_contracting_dimensions = \[(\d+)", text)]
-        ragged = [int(n) for n in re.findall(r"lhs_ragged_dimensions = \[(\d+)", text)]
-        return {"lhs_contracting": tuple(contracting), "group_in_result": (1,) if contracting == ragged else ()}
+        contracting, ragged = (
+            {int(n) for found in re.findall(rf"{name} = \[([\d, ]+)", text) for n in found.split(",")}
+            for name in ("lhs_contracting_dimensions", "lhs_ragged_dimensions")
+        )
+        return {"lhs_contracting": tuple(contracting), "group_in_result": (1,) if ragged <= contracting else ()}
     if op.name == "stablehlo.convolution":
         conv = stablehlo.ConvDimensionNumbers(op.attributes["dimension_numbers"])
         dilation = tuple(ir.DenseI64ArrayAttr(op.attributes["lhs_dilation"])) if "lhs_dilation" in op.attributes else ()
         return {"kernel_output_feature": (conv.kernel_output_feature_dimension,), "lhs_dilation": dilation}
     if op.name == "stablehlo.sort":
         return {"dimension": (ir.IntegerAttr(op.attributes["dimension"]).value,)}
+    if op.name == "stablehlo.fft":
+        return {"fft_length": tuple(ir.DenseI64ArrayAttr(op.attributes["fft_length"]))}
     if op.name == "stablehlo.reduce_window":
         return {"window": tuple(ir.DenseI64ArrayAttr(op.attributes["window_dimensions"]))}
     return {}

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.interpreters.mlir import make_ir_context
 from jaxlib.mlir import ir, passmanager
-from jaxlib.mlir.dialects import sdy
+from jaxlib.mlir.dialects import sdy, stablehlo
 
 from perfmodel.errors import TraceError
-from perfmodel.trace.program import Program
+from perfmodel.trace.program import Program, StableHLO
 
 TESTED = ((0, 10, 1), (0, 11, 0))  # from, below
 RULES = "builtin.module(inline,symbol-dce,func.func(sdy-populate-op-sharding-rules))"
 # A platform on which JAX keeps ragged matmuls and Pallas kernels whole; nothing is compiled for it.
 PLATFORM = "tpu"
 
+MAIN = "main"
+BYTECODE, PORTABLE, PRODUCER = b"ML\xefR", b"StableHLO_v", 32
+"""How MLIR bytecode starts, and the producer that a portable artifact names within so many bytes."""
+
+OWN = os.path.dirname(__file__)
+"""Where frames of the trace itself lie."""
 FILE = re.compile(r'"([^"]+)":(\d+):\d+')
 
 
@@ -37,13 +45,64 @@ def check_version(version: str = jax.__version__) -> None:
 def lower(program: Program) -> ir.Module:
     """StableHLO of a program, each op annotated with its sharding rule; no array is ever allocated."""
     check_version()
-    trees = [argument.tree for argument in program.arguments]
-    donated = [i for i, argument in enumerate(program.arguments) if argument.name in program.donated]
-    traced = jax.jit(program.fn, donate_argnums=donated, keep_unused=True).trace(*trees)
-    module = traced.lower(lowering_platforms=(PLATFORM,)).compiler_ir("stablehlo")
+    module = parse(program.fn) if isinstance(program.fn, StableHLO) else _lowered(program, program.fn)
     with module.context:
         passmanager.PassManager.parse(RULES).run(module.operation)
     return module
+
+
+def _lowered(program: Program, fn: Callable[..., Any]) -> ir.Module:
+    trees = [argument.tree for argument in program.arguments]
+    donated = [i for i, argument in enumerate(program.arguments) if argument.name in program.donated]
+    traced = jax.jit(fn, donate_argnums=donated, keep_unused=True).trace(*trees)
+    return traced.lower(lowering_platforms=(PLATFORM,)).compiler_ir("stablehlo")
+
+
+def parse(source: StableHLO) -> ir.Module:
+    """The module in a file: StableHLO as text or bytecode, a portable artifact, or what `jax.export` serialises.
+
+    Raises TraceError for anything else.
+    """
+    data = source.data
+    if not data.startswith(BYTECODE) and not _is_text(data):
+        data = _exported(source)
+    context = make_ir_context()
+    try:
+        if PORTABLE in data[:PRODUCER]:
+            return stablehlo.deserialize_portable_artifact(context, data)
+        return ir.Module.parse(data if data.startswith(BYTECODE) else data.decode(), context=context)
+    except Exception as error:  # MLIR's errors have no base class of their own
+        lines = [line.strip() for line in str(error).splitlines()]
+        said = next((line for line in lines if line.startswith("error:")), "bytecode of another version")
+        raise _unreadable(source, said.removeprefix("error: ")) from None
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        return "\0" not in data.decode()
+    except UnicodeDecodeError:
+        return False
+
+
+def _exported(source: StableHLO) -> bytes:
+    """The portable artifact in what `jax.export` serialises."""
+    from jax import export  # these files only
+
+    try:
+        return bytes(export.deserialize(bytearray(source.data)).mlir_module_serialized)
+    except ImportError:
+        raise TraceError(
+            f"{source.path}: got a file of jax.export, which JAX reads with flatbuffers: install it"
+        ) from None
+    except Exception:  # whatever flatbuffers makes of other bytes
+        raise _unreadable(source, f"{len(source.data)} bytes of no known form") from None
+
+
+def _unreadable(source: StableHLO, got: str) -> TraceError:
+    return TraceError(
+        f"{source.path}: got {got}, expected StableHLO (text, bytecode or portable artifact) or what jax.export "
+        f"serialises: check the file"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +137,14 @@ def _mappings(tensors: Sequence[Any]) -> tuple[tuple[tuple[int, ...], ...], ...]
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Shape and element type of an argument, as StableHLO spells it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
 def tensor_type(value: Any) -> tuple[tuple[int, ...], str]:
     """Shape and element type of a value; a token or tuple has shape () and type "none"."""
     if not isinstance(value.type, ir.RankedTensorType):
@@ -88,21 +155,30 @@ def tensor_type(value: Any) -> tuple[tuple[int, ...], str]:
     return shape, str(value.type.element_type)
 
 
+def argument_attributes(function: ir.Operation) -> list[Any]:
+    """What a function says about each of its arguments, by name."""
+    (block,) = function.regions[0].blocks
+    if "arg_attrs" not in function.attributes:
+        return [{}] * len(block.arguments)
+    return [ir.DictAttr(each) for each in ir.ArrayAttr(function.attributes["arg_attrs"])]
+
+
 def scope_of(location: ir.Location) -> str:
     """JAX's name stack for an op, such as `transpose(jvp())/dot_general`."""
     return location.name_str if isinstance(location, ir.NameLoc) else ""
 
 
 def source_of(location: ir.Location) -> str:
-    """`file.py:line` of the innermost frame that a location knows, or "?"."""
-    match = FILE.search(str(location))
+    """`file.py:line` of the innermost frame of the program that a location knows, or "?"."""
+    frames = (match for match in FILE.finditer(str(location)) if not match[1].startswith(OWN))
+    match = next(frames, None)
     return f"{match[1].rsplit('/', 1)[-1]}:{match[2]}" if match else "?"
 
 
 def splat(op: ir.Operation) -> float | None:
     """The one number a constant holds, or None if it holds several."""
-    match = re.match(r"dense<([^\[\]\">]+)>", str(op.attributes["value"]))
     try:
+        match = re.match(r"dense<([^\[\]\">]+)>", str(op.attributes["value"]))
         return float(match[1]) if match and not match[1].startswith("0x") else None
-    except ValueError:
+    except (TypeError, ValueError):  # MLIR's bindings can't read complex constants
         return None
