@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -22,25 +22,53 @@ __all__ = ["DecoderConfig", "load_program", "preset_names", "read_config"]
 LONGEST = 8192
 """Default sequence length where a model allows more."""
 
-STABLEHLO = (".mlir", ".mlirbc", ".stablehlo", ".vhlo", ".bin")
+STABLEHLO = (".mlir", ".mlirbc", ".stablehlo", ".vhlo", ".bin", ".jax_export")
 
 
 OURS = (__file__, str(importlib.__file__), "<")
 """Where frames between a user's code and this module lie."""
 
 
-def load_program(model: str, *, seq_len: int | None = None, recompute: str = "full") -> Program:
-    """The training step of a preset, a Hugging Face config.json, or `package.module:function`.
+AUTO = "auto"
+"""Stands for the axis names that are proposed for a program."""
 
-    A function is called with `seq_len` (where it is given) and `recompute` if it takes them. Raises ModelError.
+
+def load_program(
+    model: str,
+    *,
+    seq_len: int | None = None,
+    recompute: str = "full",
+    capacity_factor: float | None = None,
+    assign: Sequence[str] = (),
+) -> Program:
+    """The training step of a preset, a Hugging Face config.json, `package.module:function`, or a StableHLO file.
+
+    A function is called with `recompute`, and with `seq_len` and `capacity_factor` where they are given, if it takes
+    them; a file is what it is. `capacity_factor` bounds the rows of each expert, as `train_program` has it. `assign`
+    gives axis names to dims of arguments, each text `PATTERN=NAME`, or `auto` for those that `propose` finds.
+
+    Raises ModelError, TraceError for a StableHLO file that cannot be read, AxisNameError for a pattern that matches
+    nothing.
     """
+    program = _found(model, seq_len, recompute, capacity_factor)
+    return _assigned(program, assign) if assign else program
+
+
+def _assigned(program: Program, assign: Sequence[str]) -> Program:
+    from perfmodel.propose import propose
+    from perfmodel.trace import named, read_names, trace  # JAX, which reading a config does not need
+
+    proposed = propose(trace(program)) if AUTO in assign else {}
+    return named(program, {**proposed, **read_names(text for text in assign if text != AUTO)})
+
+
+def _found(model: str, seq_len: int | None, recompute: str, capacity_factor: float | None) -> Program:
     _check_options(seq_len, recompute)
-    if model.endswith(STABLEHLO):
-        raise ModelError(
-            f"model: got {model}, but StableHLO files are not in this release yet: give package.module:function"
-        )
+    if model.endswith(STABLEHLO) or (os.path.isfile(model) and not model.endswith(".json")):
+        return _from_file(model, {"seq_len": seq_len, "capacity_factor": capacity_factor})
     if ":" in model and not os.path.exists(model):
-        return _from_function(model, {"seq_len": seq_len, "recompute": recompute})
+        options = {"seq_len": seq_len, "recompute": recompute, "capacity_factor": capacity_factor}
+        return _from_function(model, options)
     config = read_config(model)
     length = seq_len or min(config.positions, LONGEST)
     if length > config.positions and not config.rotary:
@@ -48,9 +76,9 @@ def load_program(model: str, *, seq_len: int | None = None, recompute: str = "fu
             f"{config.name}: got sequence length {length}, expected at most {config.positions}, the positions it "
             f"learns: give a shorter one"
         )
-    from perfmodel.models.training import train_program  # JAX, which reading a config does not need
+    from perfmodel.models.training import train_program  # JAX, as above
 
-    return train_program(config, seq_len=length, recompute=recompute)
+    return train_program(config, seq_len=length, recompute=recompute, capacity_factor=capacity_factor)
 
 
 def _check_options(seq_len: int | None, recompute: str) -> None:
@@ -60,6 +88,19 @@ def _check_options(seq_len: int | None, recompute: str) -> None:
         raise ModelError(f"sequence length: got {seq_len!r}, expected a whole number above 0: give one, or none")
     if recompute not in RECOMPUTE:
         raise ModelError(f"recompute: got {recompute!r}, expected one of {', '.join(RECOMPUTE)}: choose one")
+
+
+ASKED = {"seq_len": "sequence length", "capacity_factor": "capacity factor"}
+"""Options that a user gives only to have them heeded."""
+
+
+def _from_file(model: str, options: Mapping[str, Any]) -> Program:
+    from perfmodel.trace import read_program  # JAX, as above
+
+    for key, value in options.items():
+        if value is not None:
+            raise ModelError(f"model {model}: got {ASKED[key]} {value}, expected none: a lowered step has its sizes")
+    return read_program(model)
 
 
 def _from_function(model: str, options: Mapping[str, Any]) -> Program:
@@ -103,12 +144,13 @@ def _imported(model: str, name: str) -> ModuleType:
 
 
 def _taken(model: str, function: object, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a function takes; a sequence length that it does not take is an error."""
+    """The options that a function takes; one that was asked for and that it does not take is an error."""
     parameters = inspect.signature(function).parameters if callable(function) else {}
     every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     given = {key: value for key, value in options.items() if value is not None}
-    if "seq_len" in given and not every and "seq_len" not in parameters:
-        raise ModelError(f"model {model!r}: got sequence length {given['seq_len']}, expected none: it takes no seq_len")
+    for key in ASKED:
+        if key in given and not every and key not in parameters:
+            raise ModelError(f"model {model!r}: got {ASKED[key]} {given[key]}, expected none: it takes no {key}")
     return {key: value for key, value in given.items() if every or key in parameters}
 
 

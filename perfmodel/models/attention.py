@@ -17,63 +17,87 @@ from jax import Array, lax
 MASKED = -1e30
 
 
-def attention(q: Array, k: Array, v: Array) -> Array:
-    """Causal attention of grouped queries.
+def attention(q: Array, k: Array, v: Array, sinks: Array | None = None, *, window: int | None = None) -> Array:
+    """Causal attention of grouped queries, to the last `window` positions where that is given.
 
-    q [batch, seq, kv_heads, q_per_kv, head_dim]; k, v [batch, seq, kv_heads, head_dim]; result shaped like q.
+    q [batch, seq, kv_heads, q_per_kv, head_dim]; k [batch, seq, kv_heads, head_dim]; v [batch, seq, kv_heads,
+    value_dim]; sinks [kv_heads, q_per_kv]: scores of a key without a value, in every softmax; result [batch, seq,
+    kv_heads, q_per_kv, value_dim].
     """
-    return _attention(q, k, v)
+    return _attention(window, q, k, v, sinks)
 
 
-def _scores(q: Array, k: Array, causal: bool) -> Array:
+def _scores(q: Array, k: Array, causal: bool, window: int | None) -> Array:
     scores = jnp.einsum("bqkgh,bskh->bkgqs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if not causal:
         return scores
     rows = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 2)
     columns = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
-    return jnp.where(rows >= columns, scores, MASKED)
+    seen = rows >= columns
+    return jnp.where(seen if window is None else seen & (rows - columns < window), scores, MASKED)
 
 
-def _forward_body(q: Array, k: Array, v: Array, *, causal: bool) -> tuple[Array, Array]:
-    scores = _scores(q, k, causal)
+def _forward_body(
+    q: Array, k: Array, v: Array, sinks: Array | None, *, causal: bool, window: int | None = None
+) -> tuple[Array, Array]:
+    scores = _scores(q, k, causal, window)
     statistics = jax.nn.logsumexp(scores, axis=-1)
+    if sinks is not None:
+        statistics = jnp.logaddexp(statistics, sinks.astype(jnp.float32)[:, :, None])
     weights = jnp.exp(scores - statistics[..., None]).astype(v.dtype)
-    return jnp.einsum("bkgqs,bskh->bqkgh", weights, v), statistics
+    return jnp.einsum("bkgqs,bskv->bqkgv", weights, v), statistics
 
 
 def _backward_body(
-    q: Array, k: Array, v: Array, out: Array, statistics: Array, gradient: Array, *, causal: bool
-) -> tuple[Array, Array, Array]:
-    weights = jnp.exp(_scores(q, k, causal) - statistics[..., None])
-    dv = jnp.einsum("bkgqs,bqkgh->bskh", weights.astype(v.dtype), gradient)
-    dweights = jnp.einsum("bqkgh,bskh->bkgqs", gradient, v, preferred_element_type=jnp.float32)
+    q: Array,
+    k: Array,
+    v: Array,
+    sinks: Array | None,
+    out: Array,
+    statistics: Array,
+    gradient: Array,
+    *,
+    causal: bool,
+    window: int | None = None,
+) -> tuple[Array, ...]:
+    weights = jnp.exp(_scores(q, k, causal, window) - statistics[..., None])
+    dv = jnp.einsum("bkgqs,bqkgv->bskv", weights.astype(v.dtype), gradient)
+    dweights = jnp.einsum("bqkgv,bskv->bkgqs", gradient, v, preferred_element_type=jnp.float32)
     correction = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    dscores = weights * (dweights - jnp.einsum("bqkg->bkgq", correction)[..., None]) * q.shape[-1] ** -0.5
+    correction = jnp.einsum("bqkg->bkgq", correction)
+    dscores = weights * (dweights - correction[..., None]) * q.shape[-1] ** -0.5
     dscores = dscores.astype(q.dtype)
-    return (
-        jnp.einsum("bkgqs,bskh->bqkgh", dscores, k),
-        jnp.einsum("bkgqs,bqkgh->bskh", dscores, q),
-        dv,
-    )
+    dq, dk = jnp.einsum("bkgqs,bskh->bqkgh", dscores, k), jnp.einsum("bkgqs,bqkgh->bskh", dscores, q)
+    if sinks is None:
+        return dq, dk, dv
+    unspent = jnp.exp(sinks.astype(jnp.float32)[:, :, None] - statistics)  # what the sink takes of each softmax
+    return dq, dk, dv, -jnp.sum(unspent * correction, axis=(0, 3)).astype(sinks.dtype)
 
 
 _forward = lax.composite(_forward_body, name="perfmodel.attention")
 _backward = lax.composite(_backward_body, name="perfmodel.attention_backward")
 
 
-@partial(jax.custom_vjp)
-def _attention(q: Array, k: Array, v: Array) -> Array:
-    out: Array = _forward(q, k, v, causal=True)[0]
+def _static(window: int | None) -> dict[str, Any]:
+    return {"causal": True} if window is None else {"causal": True, "window": window}
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(window: int | None, q: Array, k: Array, v: Array, sinks: Array | None) -> Array:
+    out: Array = _forward(q, k, v, sinks, **_static(window))[0]
     return out
 
 
-def _attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
-    out, statistics = _forward(q, k, v, causal=True)
-    return out, (q, k, v, out, statistics)
+def _attention_forward(
+    window: int | None, q: Array, k: Array, v: Array, sinks: Array | None
+) -> tuple[Array, tuple[Any, ...]]:
+    out, statistics = _forward(q, k, v, sinks, **_static(window))
+    return out, (q, k, v, sinks, out, statistics)
 
 
-def _attention_backward(saved: tuple[Array, ...], gradient: Array) -> Any:
-    return _backward(*saved, gradient, causal=True)
+def _attention_backward(window: int | None, saved: tuple[Any, ...], gradient: Array) -> Any:
+    gradients = _backward(*saved, gradient, **_static(window))
+    return gradients if len(gradients) == 4 else (*gradients, None)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)

@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from perfmodel.layout import RECOMPUTE
+from perfmodel.models import latent
+from perfmodel.models.architecture import DecoderConfig
 from perfmodel.models.attention import attention
-from perfmodel.models.config import DecoderConfig
-
-Tree = dict[str, Any]
-Entry = tuple[tuple[int, ...], tuple[str, ...]]
+from perfmodel.models.experts import Inner, mix, routed
+from perfmodel.models.weights import Stack, Tree, loops_of
 
 COMPUTE = jnp.bfloat16
 EPSILON = 1e-5
@@ -34,55 +33,8 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
 }
-
-
-def layout_of(config: DecoderConfig) -> Tree:
-    """Shape and axis names of every weight, as a tree whose leaves are (shape, names)."""
-    c = config
-    heads, kv = (c.kv_heads, c.q_per_kv, c.head_dim), (c.kv_heads, c.head_dim)
-    head_names, kv_names = ("kv_heads", "q_per_kv", "head_dim"), ("kv_heads", "head_dim")
-    block: dict[str, Entry] = {
-        "query": ((c.embed, *heads), ("embed", *head_names)),
-        "key": ((c.embed, *kv), ("embed", *kv_names)),
-        "value": ((c.embed, *kv), ("embed", *kv_names)),
-        "out": ((*heads, c.embed), (*head_names, "embed")),
-        "up": ((c.embed, c.mlp), ("embed", "mlp")),
-        "down": ((c.mlp, c.embed), ("mlp", "embed")),
-        **_norm(c, "attention_norm"),
-        **_norm(c, "mlp_norm"),
-    }
-    if c.gated:
-        block["gate"] = block["up"]
-    if c.qkv_bias:
-        block |= {"query_bias": (heads, head_names), "key_bias": (kv, kv_names), "value_bias": (kv, kv_names)}
-    if c.out_bias:
-        block["out_bias"] = ((c.embed,), ("embed",))
-    if c.mlp_bias:
-        block |= {"up_bias": ((c.mlp,), ("mlp",)), "down_bias": ((c.embed,), ("embed",))}
-        if c.gated:
-            block["gate_bias"] = block["up_bias"]
-    if c.qk_norm:
-        block |= dict.fromkeys(("query_norm", "key_norm"), ((c.head_dim,), ("head_dim",)))
-    tree: Tree = {
-        "embedding": ((c.vocab, c.embed), ("vocab", "embed")),
-        "layers": {name: ((c.layers, *shape), ("layers", *names)) for name, (shape, names) in block.items()},
-        **_norm(c, "final_norm"),
-    }
-    if not c.rotary:
-        tree["positions"] = ((c.positions, c.embed), ("position", "embed"))
-    if not c.tied:
-        tree["head"] = ((c.embed, c.vocab), ("embed", "vocab"))
-    return tree
-
-
-def _norm(c: DecoderConfig, name: str) -> dict[str, Entry]:
-    entry: Entry = ((c.embed,), ("embed",))
-    return {name: entry} if c.norm == "rms" else {name: entry, f"{name}_bias": entry}
-
-
-def is_entry(node: Any) -> bool:
-    """Whether a node of `layout_of`'s tree is a leaf."""
-    return isinstance(node, tuple)
+CLAMP, SHARPNESS = 7.0, 1.702
+"""Bound of what enters a clamped SwiGLU, and the slope of its sigmoid, as gpt-oss has them."""
 
 
 def normalise(x: Array, weights: Tree, name: str) -> Array:
@@ -95,9 +47,8 @@ def normalise(x: Array, weights: Tree, name: str) -> Array:
     return y if bias is None else y + bias
 
 
-def rotate(x: Array, share: float) -> Array:
-    """Rotary position embedding of the first `share` of the last dim; x [batch, seq, ..., head_dim]."""
-    size = int(x.shape[-1] * share) // 2 * 2
+def rotate(x: Array, size: int) -> Array:
+    """Rotary position embedding of the first `size` of the last dim; x [batch, seq, ..., head_dim]."""
     position = jnp.arange(x.shape[1], dtype=jnp.float32)
     frequency = ROPE_BASE ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
     angle = position[:, None] * frequency
@@ -109,39 +60,63 @@ def rotate(x: Array, share: float) -> Array:
     return turned if size == x.shape[-1] else jnp.concatenate([turned, rest], axis=-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """The parts of a layer that a recompute policy may wrap: fused elementwise kernels and the attention core."""
+    """The parts of a layer that a recompute policy may wrap: fused elementwise kernels, routing, the attention core."""
 
     normalise: Callable[[Array, Tree, str], Array]
-    rotate: Callable[[Array, float], Array]
-    combine: Callable[..., Array]
-    core: Callable[[Array, Array, Array], Array]
+    rotate: Callable[[Array, int], Array]
+    inner: Inner
+    route: Callable[..., tuple[Array, Array]]
+    core: Callable[..., Array]
 
 
-def pieces(config: DecoderConfig, recompute: str) -> Pieces:
+def pieces(config: DecoderConfig, recompute: str, window: int | None = None) -> Pieces:
     """Under `none` and `selective` elementwise kernels save their inputs only, as fused kernels do; `selective` drops
     the attention core's residuals too; under `full` the whole layer is recomputed and nothing needs wrapping.
     """
     assert recompute in RECOMPUTE, recompute
-    combine = partial(activated, ACTIVATIONS[config.activation])
+    inner, core = inner_of(config), partial(attention, window=window)
     if recompute == "full":
-        return Pieces(normalise, rotate, combine, attention)
+        return Pieces(normalise=normalise, rotate=rotate, inner=inner, route=routed, core=core)
     return Pieces(
         normalise=jax.checkpoint(normalise, static_argnums=2),
         rotate=jax.checkpoint(rotate, static_argnums=1),
-        combine=jax.checkpoint(combine),
-        core=jax.checkpoint(attention) if recompute == "selective" else attention,
+        inner=jax.checkpoint(inner),
+        route=jax.checkpoint(routed, static_argnums=0),
+        core=jax.checkpoint(core) if recompute == "selective" else core,
     )
 
 
+def inner_of(c: DecoderConfig) -> Inner:
+    """The MLP's nonlinearity."""
+    return clamped if c.activation == "clamped_swiglu" else partial(activated, ACTIVATIONS[c.activation])
+
+
 def activated(activate: Callable[[Array], Array], first: Array, second: Array | None = None) -> Array:
-    """The MLP's nonlinearity, times the other projection where there is one."""
+    """A nonlinearity of one projection, times the other where there is one."""
     return activate(first) if second is None else activate(first) * second
+
+
+def clamped(gate: Array, up: Array) -> Array:
+    """SwiGLU of bounded operands, the second moved by one (gpt-oss)."""
+    gate, up = jnp.minimum(gate, CLAMP), jnp.clip(up, -CLAMP, CLAMP)
+    return (up + 1) * gate * jax.nn.sigmoid(SHARPNESS * gate)
 
 
 def attend(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> Array:
     """Attention sublayer: projections, positions, core, output; x [batch, seq, embed]."""
+    q, k, v = projections(c, x, w, p)
+    core = p.core(q, k, v, w["sinks"]) if c.sinks else p.core(q, k, v)
+    out = jnp.einsum("bskgh,kghd->bsd", core, w["out"])
+    return out + w["out_bias"] if c.out_bias else out
+
+
+def projections(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> tuple[Array, Array, Array]:
+    """Queries, keys and values, with positions."""
+    if c.latent is not None:
+        q = latent.queries(c.latent, x, w, p.normalise, p.rotate)
+        return q, *latent.keys_and_values(c.latent, x, w, p.normalise, p.rotate)
     q = jnp.einsum("bsd,dkgh->bskgh", x, w["query"])
     k = jnp.einsum("bsd,dkh->bskh", x, w["key"])
     v = jnp.einsum("bsd,dkh->bskh", x, w["value"])
@@ -150,28 +125,53 @@ def attend(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> Array:
     if c.qk_norm:
         q, k = p.normalise(q, w, "query_norm"), p.normalise(k, w, "key_norm")
     if c.rotary:
-        q, k = p.rotate(q, c.rotary), p.rotate(k, c.rotary)
-    out = jnp.einsum("bskgh,kghd->bsd", p.core(q, k, v), w["out"])
-    return out + w["out_bias"] if c.out_bias else out
+        size = int(c.head_dim * c.rotary) // 2 * 2
+        q, k = p.rotate(q, size), p.rotate(k, size)
+    return q, k, v
 
 
-def feed_forward(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> Array:
+def feed_forward(c: DecoderConfig, x: Array, w: Tree, p: Pieces, prefix: str = "") -> Array:
     """MLP sublayer, gated or plain."""
-    up = x @ w["up"] + w["up_bias"] if c.mlp_bias else x @ w["up"]
-    if c.gated:
-        gate = x @ w["gate"] + w["gate_bias"] if c.mlp_bias else x @ w["gate"]
-        hidden = p.combine(gate, up)
-    else:
-        hidden = p.combine(up)
-    down = hidden @ w["down"]
-    return down + w["down_bias"] if c.mlp_bias else down
+
+    def project(x: Array, name: str) -> Array:
+        out = x @ w[prefix + name]
+        return out + w[f"{prefix}{name}_bias"] if c.mlp_bias else out
+
+    up = project(x, "up")
+    hidden = p.inner(project(x, "gate"), up) if c.gated else p.inner(up)
+    return project(hidden, "down")
 
 
-def block(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> Array:
+def mixture(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> Array:
+    """MLP sublayer of experts, and of those that every token visits."""
+    assert c.experts is not None
+    out = mix(c.experts, x, w, p.route, p.inner)
+    return out + feed_forward(c, x, w, p, "shared_") if c.experts.shared else out
+
+
+def block(c: DecoderConfig, stack: Stack, x: Array, w: Tree, p: Pieces) -> Array:
     """One layer."""
     attended = x + attend(c, p.normalise(x, w, "attention_norm"), w, p)
     read = x if c.parallel_residual else attended
-    return attended + feed_forward(c, p.normalise(read, w, "mlp_norm"), w, p)
+    sublayer = mixture if stack.routed else feed_forward
+    return attended + sublayer(c, p.normalise(read, w, "mlp_norm"), w, p)
+
+
+def run(c: DecoderConfig, stacks: tuple[Stack, ...], weights: Tree, x: Array, recompute: str) -> Array:
+    """A loop over layers, each trip one of every stack."""
+
+    def layer(stack: Stack) -> Callable[[Array, Tree], Array]:
+        step = partial(block, c, stack, p=pieces(c, recompute, stack.window))
+        return jax.checkpoint(step) if recompute == "full" else step
+
+    steps = [layer(stack) for stack in stacks]
+
+    def trip(x: Array, each: tuple[Tree, ...]) -> tuple[Array, None]:
+        for step, w in zip(steps, each, strict=True):
+            x = step(x, w)
+        return x, None
+
+    return lax.scan(trip, x, tuple(weights[stack.name] for stack in stacks))[0]
 
 
 def loss(c: DecoderConfig, weights: Tree, tokens: Array, targets: Array, recompute: str) -> Array:
@@ -182,14 +182,9 @@ def loss(c: DecoderConfig, weights: Tree, tokens: Array, targets: Array, recompu
     x = weights["embedding"][tokens]
     if not c.rotary:
         x = x + weights["positions"][jnp.arange(tokens.shape[1])]
-    parts = pieces(c, recompute)
-
-    def layer(x: Array, w: Tree) -> Array:
-        return block(c, x, w, parts)
-
-    step = jax.checkpoint(layer) if recompute == "full" else layer
-    x, _ = lax.scan(lambda x, w: (step(x, w), None), x, weights["layers"])
-    x = parts.normalise(x, weights, "final_norm")
+    for stacks in loops_of(c):
+        x = run(c, stacks, weights, x, recompute)
+    x = pieces(c, recompute).normalise(x, weights, "final_norm")
     head = weights["embedding"].T if c.tied else weights["head"]
     logits = (x @ head).astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from perfmodel.models.config import DecoderConfig
-from perfmodel.models.decoder import COMPUTE, Tree, is_entry, layout_of, loss
+from perfmodel.errors import ModelError
+from perfmodel.models.architecture import DecoderConfig
+from perfmodel.models.decoder import COMPUTE, loss
+from perfmodel.models.weights import Tree, is_entry, layout_of
 from perfmodel.trace.program import Argument, Program
 
 LEARNING_RATE, BETA1, BETA2, STABILISER, DECAY, CLIP = 3e-4, 0.9, 0.95, 1e-8, 0.1, 1.0
@@ -21,13 +25,19 @@ TOKENS_PER_STEP = 2**22
 """Batch size where the user gives none: 4 Mi tokens, as Llama 2 was pre-trained (Touvron et al. 2023, section 2.2)."""
 
 
-def train_program(config: DecoderConfig, *, seq_len: int, recompute: str = "full") -> Program:
+def train_program(
+    config: DecoderConfig, *, seq_len: int, recompute: str = "full", capacity_factor: float | None = None
+) -> Program:
     """One training step as a Program.
 
     Arguments: bf16 parameters; optimizer state (fp32 master weights and two moments, step count); tokens and targets
     [microbatch, batch, seq]. Gradients accumulate in fp32 over the microbatches, are clipped by their global norm,
     and Adam updates the master weights, from which the new bf16 parameters are cast.
+
+    capacity_factor: rows that each expert has, as a multiple of its fair share; None drops no token. Raises ModelError
+    for one below or at 0, or for a model without experts.
     """
+    config = _with_capacity(config, capacity_factor)
     layout = layout_of(config)
     axes = jax.tree.map(lambda entry: entry[1], layout, is_leaf=is_entry)
 
@@ -57,6 +67,16 @@ def train_program(config: DecoderConfig, *, seq_len: int, recompute: str = "full
         recompute=recompute,
         global_batch=max(1, TOKENS_PER_STEP // seq_len),
     )
+
+
+def _with_capacity(config: DecoderConfig, factor: float | None) -> DecoderConfig:
+    if factor is None:
+        return config
+    if config.experts is None:
+        raise ModelError(f"capacity factor: got {factor} for {config.name}, which has no experts: leave it out")
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0.0 < factor < math.inf:
+        raise ModelError(f"capacity factor: got {factor!r}, expected a number above 0, as in 1.25: correct it")
+    return replace(config, experts=replace(config.experts, capacity_factor=factor))
 
 
 def accumulate(
