@@ -1,8 +1,11 @@
-"""The answer: step time with bounds, memory, feasibility with reasons, breakdown and cost; floats or equal arrays."""
+"""The answer: step time with bounds, memory, feasibility with reasons, breakdown and cost; floats or arrays.
+
+Arrays broadcast: one that depends on few of the layout's dims may be small.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,11 +24,27 @@ ARRAYS = (
     "memory_bytes",
     "memory_capacity_bytes",
     "fits",
-    "bound",
     "cost_usd_per_hour",
     "usd_per_million_tokens",
 )
-TABLES = ("violations", "breakdown", "memory_parts")
+TABLES = ("violations", "breakdown", "memory_parts", "engines")
+
+ENGINES = {
+    "tensor": "matrix engine",
+    "attention": "matrix engine in attention",
+    "vector": "vector engine",
+    "memory": "memory bandwidth",
+}
+LABELS = {
+    "tensor": "tensor-parallel collectives",
+    "context": "context-parallel collectives",
+    "expert": "expert-parallel collectives",
+    "fsdp": "FSDP collectives",
+    "pipeline": "pipeline sends",
+    "data": "gradient reduction",
+    "bubble": "pipeline bubble",
+    "overhead": "step overhead",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +57,12 @@ class Estimate:
     memory_bytes:          on the fullest rank, against memory_capacity_bytes of a rank [B]
     fits:                  whether the layout breaks no rule; `violations` says which it breaks, `reasons` why (only of
                            a scalar estimate: take one with `at`)
-    bound:                 what takes the largest part of the step
     breakdown:             seconds by phase, exposed collective class, bubble and overhead; sums to step_time_s
     memory_parts:          bytes by what holds them; sums to memory_bytes
+    engines:               seconds of the kernels by what decides them: an engine or the memory
+
+    Of arrays, `breakdown`, `memory_parts`, `engines`, `bound` and `collectives` are worked out each time that they are
+    asked for.
     """
 
     step_time_s: Number
@@ -53,21 +75,45 @@ class Estimate:
     fits: Any
     violations: Mapping[str, Any]
     reasons: tuple[str, ...]
-    bound: Any
     breakdown: Mapping[str, Number]
     memory_parts: Mapping[str, Number]
-    collectives: tuple[CollectiveCost, ...]
+    engines: Mapping[str, Number]
+    collectives: Iterable[CollectiveCost]
     cost_usd_per_hour: Number
     usd_per_million_tokens: Number
     assumptions: tuple[str, ...]
     sources: tuple[str, ...]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the layouts; () for one."""
+        return np.broadcast_shapes(*(np.shape(getattr(self, name)) for name in ARRAYS))
+
+    @property
+    def bound(self) -> Any:
+        """Name of what takes the largest part of the step: what decides most of the compute, a collective class, the
+        bubble or the overhead.
+        """
+        parts = {"compute": 0.0, **{name: self.breakdown[name] for name in LABELS}}
+        for phase in self.breakdown.keys() - LABELS.keys():
+            parts["compute"] = parts["compute"] + self.breakdown[phase]
+        names = np.array([LABELS.get(name, name) for name in parts])
+        engines = np.array(list(ENGINES.values()))
+        largest = _largest(list(parts.values()))
+        engine = _largest([self.engines.get(name, 0.0) for name in ENGINES])
+        bound = np.where(largest == 0, engines[engine], names[largest])
+        return bound if bound.ndim else str(bound)
+
     def at(self, i: int) -> Estimate:
-        """The i-th estimate of arrays, as plain numbers and with reasons: what `predict` answers for that layout."""
-        picked: dict[str, Any] = {name: _pick(getattr(self, name), i) for name in ARRAYS}
+        """The i-th estimate of arrays, as plain numbers and with reasons: what `predict` answers for that layout.
+
+        Layouts of several dims are counted in row-major order.
+        """
+        pick = _Pick(self.shape, i)
+        picked: dict[str, Any] = {name: pick(getattr(self, name)) for name in ARRAYS}
         for name in TABLES:
-            picked[name] = {key: _pick(value, i) for key, value in getattr(self, name).items()}
-        picked["collectives"] = tuple(_pick_collective(c, i) for c in self.collectives)
+            picked[name] = {key: pick(value) for key, value in getattr(self, name).items()}
+        picked["collectives"] = tuple(_pick_collective(c, pick) for c in self.collectives)
         needed, capacity = picked["memory_bytes"], picked["memory_capacity_bytes"]
         broken = (rule for rule, breaks in picked["violations"].items() if breaks)
         return replace(self, **picked, reasons=tuple(reason(rule, needed, capacity) for rule in broken))
@@ -77,7 +123,8 @@ class Estimate:
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("collectives", *TABLES)}
         return {
             **plain,
-            **{name: dict(getattr(self, name)) for name in TABLES},
+            "bound": self.bound,
+            **{name: dict(getattr(self, name)) for name in TABLES if name != "engines"},
             "reasons": list(self.reasons),
             "assumptions": list(self.assumptions),
             "sources": list(self.sources),
@@ -96,14 +143,24 @@ class Estimate:
         }
 
 
-def _pick_collective(c: CollectiveCost, i: int) -> CollectiveCost:
+def _largest(numbers: Sequence[Number]) -> Any:
+    """Position of the largest number, the first of equal ones."""
+    return np.argmax(np.stack(np.broadcast_arrays(*numbers)), axis=0)
+
+
+class _Pick:
+    """Takes one layout's element out of anything that broadcasts to `shape`, as a plain number."""
+
+    def __init__(self, shape: tuple[int, ...], i: int) -> None:
+        self._shape, self._index = shape, np.unravel_index(i, shape) if shape else ()
+
+    def __call__(self, value: Any) -> Any:
+        item = np.broadcast_to(value, self._shape)[self._index] if np.ndim(value) else value
+        return item.item() if hasattr(item, "item") else item
+
+
+def _pick_collective(c: CollectiveCost, pick: _Pick) -> CollectiveCost:
     """One layout's collective, over those of its axes that have more than one rank there."""
-    sizes = {axis: size for axis, size in ((axis, _pick(size, i)) for axis, size in c.sizes.items()) if size > 1.0}
-    picked = {name: _pick(getattr(c, name), i) for name in ("bytes", "count", "seconds")}
+    sizes = {axis: size for axis, size in ((axis, pick(size)) for axis, size in c.sizes.items()) if size > 1.0}
+    picked = {name: pick(getattr(c, name)) for name in ("bytes", "count", "seconds")}
     return replace(c, axis="+".join(sizes), sizes=sizes, **picked)
-
-
-def _pick(value: Any, i: int) -> Any:
-    array = np.asarray(value)
-    item = array.reshape(-1)[i if array.ndim else 0]
-    return item.item() if hasattr(item, "item") else item

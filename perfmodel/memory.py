@@ -6,17 +6,19 @@ exceeds; numbers, for one layout or a million, come last.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 
 from perfmodel.fuse import Kernel, fuse
+from perfmodel.rows import Parts, Table
 from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
 from perfmodel.stage import StageMap
 from perfmodel.state import LOCAL
-from perfmodel.work import Amount, Evaluator, Number, Term, amount, plus
+from perfmodel.work import Amount, Evaluator, Growth, Late, Number, Term, amount, by_growth, plus, symbols_of
 
 ONLY, FIRST, LAST = "only", "first", "last"
 """Views of a pipeline: its single stage (pp = 1), its first stage, its last stage."""
@@ -28,25 +30,64 @@ LastUses: TypeAlias = Mapping[int, int]
 """Position where each copy, or another name for its memory, is needed for the last time."""
 
 
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The largest of some sums: what they all hold, and what each of those that may be the largest holds beyond."""
+
+    common: Amount
+    beyond: tuple[Amount, ...]
+
+    @classmethod
+    def of(cls, points: Sequence[Amount]) -> Peak:
+        """Without the points that another exceeds in every monomial."""
+        points = _undominated(points)
+        held = set.intersection(*map(set, points)) if points else set()
+        common = {e: min(point[e] for point in points) for e in points[0] if e in held} if points else {}
+        rests = ({e: c - common.get(e, 0.0) for e, c in point.items()} for point in points)
+        return cls(common, tuple({e: c for e, c in rest.items() if c > 0.0} for rest in rests))
+
+    def bytes(self, evaluate: Parts | Evaluator) -> Number:
+        """The largest sum [B]."""
+        peak: Number = 0.0
+        for rest in self.beyond:
+            peak = np.maximum(peak, evaluate.amount(rest))
+        return evaluate.amount(self.common) + peak
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residents:
-    """Bytes that one stage keeps: by role for the whole step, saved activations of one microbatch in flight, and
-    the live bytes (gradients and saved activations included) at each point that may be the peak, inside the loop over
-    microbatches (`repeated`) and outside (`once`).
+    """Bytes that one stage keeps: by role for the whole step, saved activations of one microbatch in flight, and the
+    most that is live (gradients and saved activations included) inside the loop over microbatches (`repeated`) and
+    outside (`once`).
     """
 
     kept: Mapping[str, Amount]
     gradients: Amount
     saved: Amount
-    repeated: tuple[Amount, ...]
-    once: tuple[Amount, ...]
+    repeated: Peak
+    once: Peak
+
+    def amounts(self) -> Iterator[Amount]:
+        """All of them."""
+        yield from (*self.kept.values(), self.gradients, self.saved)
+        for peak in (self.repeated, self.once):
+            yield from (peak.common, *peak.beyond)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
     """Residents of each stage view."""
 
     stages: Mapping[str, Residents]
+
+    @cached_property
+    def symbols(self) -> dict[Growth, list[str]]:
+        """What weights and activations depend on."""
+        parts: dict[Growth, list[Amount]] = {}
+        for terms in (terms for residents in self.stages.values() for terms in residents.amounts()):
+            for growth, part in by_growth(terms).items():
+                parts.setdefault(growth, []).append(part)
+        return {growth: symbols_of(found) for growth, found in parts.items()}
 
 
 def plan_memory(sharded: ShardedGraph) -> MemoryPlan:
@@ -58,7 +99,7 @@ def plan_memory(sharded: ShardedGraph) -> MemoryPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryUse:
-    """Bytes on the fullest rank, and what they are."""
+    """Bytes on the fullest rank, and what they are; parts are worked out when asked for."""
 
     total: Number
     parts: Mapping[str, Number]
@@ -66,37 +107,39 @@ class MemoryUse:
 
 def memory_use(plan: MemoryPlan, sizes: Mapping[str, Number], reserve: float) -> MemoryUse:
     """Peak bytes per rank for given axis sizes; 1F1B keeps up to `pp` microbatches in flight on the first stage."""
-    evaluate = Evaluator(sizes)
-    pipelined = np.asarray(sizes["pp"]) > 1.0
+    evaluate = Parts(Table(Evaluator(sizes).sizes), plan.symbols)
     in_flight = np.minimum(sizes["pp"], np.maximum(sizes["microbatch"], 1.0))
-    uses = {view: _stage_use(plan.stages[view], evaluate, in_flight if view == FIRST else 1.0) for view in plan.stages}
-    totals = {view: sum(parts.values()) for view, parts in uses.items()}
-    fullest = np.where(pipelined, np.where(totals[FIRST] >= totals[LAST], 1, 2), 0)
-    parts = {
-        name: np.choose(fullest, [np.asarray(uses[view][name]) for view in (ONLY, FIRST, LAST)]) for name in uses[ONLY]
+    uses = {
+        view: {**_stage_use(plan.stages[view], evaluate, in_flight if view == FIRST else 1.0), "runtime": reserve}
+        for view in (ONLY, FIRST, LAST)
     }
-    parts["runtime"] = np.full_like(np.asarray(parts["parameters"], dtype=np.float64), reserve)
+    totals = {view: _total(parts.values()) for view, parts in uses.items()}
+    pipelined, first = np.asarray(sizes["pp"]) > 1.0, totals[FIRST] >= totals[LAST]
+
+    def fullest(views: Mapping[str, Number]) -> Number:
+        return np.where(pipelined, np.where(first, views[FIRST], views[LAST]), views[ONLY])
+
+    def part(name: str) -> Number:
+        return fullest({view: parts[name] for view, parts in uses.items()})
+
+    return MemoryUse(total=fullest(totals), parts=Late(list(uses[ONLY]), part))
+
+
+def _total(parts: Iterable[Number]) -> Number:
     total: Number = 0.0
-    for part in parts.values():
+    for part in parts:
         total = total + part
-    return MemoryUse(total=total, parts=parts)
+    return total
 
 
-def _stage_use(residents: Residents, evaluate: Evaluator, in_flight: Number) -> dict[str, Number]:
+def _stage_use(residents: Residents, evaluate: Parts, in_flight: Number) -> dict[str, Number]:
     """Bytes of one stage by what holds them; microbatches in flight beyond the one at work add what they saved."""
     kept = {role: evaluate.amount(each) for role, each in residents.kept.items()}
     gradients, saved = evaluate.amount(residents.gradients), evaluate.amount(residents.saved)
     waiting = gradients + saved * in_flight
-    repeated = _peak(residents.repeated, evaluate) + saved * (in_flight - 1.0)
-    live = np.maximum(np.maximum(repeated, _peak(residents.once, evaluate)), waiting)
+    repeated = residents.repeated.bytes(evaluate) + saved * (in_flight - 1.0)
+    live = np.maximum(np.maximum(repeated, residents.once.bytes(evaluate)), waiting)
     return {**kept, "gradients": gradients, "activations": saved * in_flight, "working set": live - waiting}
-
-
-def _peak(points: Sequence[Amount], evaluate: Evaluator) -> Number:
-    peak: Number = 0.0
-    for point in points:
-        peak = np.maximum(peak, evaluate.amount(point))
-    return peak
 
 
 class _Lifetimes:
@@ -204,15 +247,16 @@ class _Liveness:
             kept={role: amount(terms) for role, terms in kept.items()},
             gradients=amount(self.gradients),
             saved=amount(self.saved),
-            repeated=_undominated(self.repeated),
-            once=_undominated(once),
+            repeated=Peak.of(self.repeated),
+            once=Peak.of(once),
         )
 
     def held(self, copy: int) -> list[Term]:
         """Bytes of a copy if this stage holds it."""
         stages = self.stages.of_copy(copy)
         mine = self.view == ONLY or not stages or self.view in stages
-        return [self.sharded.copies[copy].bytes] if mine else []
+        entry = self.sharded.copies[copy]
+        return [entry.held or entry.bytes] if mine else []
 
     def region(
         self, nodes: Sequence[LocalNode], parameters: Sequence[int], kept: Sequence[int], outside: Amount

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,16 @@ from perfmodel.memory import MemoryPlan, MemoryUse, memory_use, plan_memory
 from perfmodel.plan import Plan, analyse
 from perfmodel.price import Costs, price
 from perfmodel.rules import Constraint, constraints, violations
-from perfmodel.schedule import CLASSES, PHASES, StepTime, step_time
+from perfmodel.schedule import StepTime, step_time
 from perfmodel.shard import shard
-from perfmodel.work import Number
+from perfmodel.work import PER_RANK, Identity
 
 ASSUMPTIONS = (
     "1F1B pipeline schedule, every microbatch as slow as on the slowest stage",
     "causal attention kernels skip the masked half; MFU counts it in full",
     "the vocabulary is padded to a multiple of tp",
-    "ZeRO shards over fsdp only: dp and cp hold copies",
-    "activations follow the layout's assignment (batch on dp and fsdp, seq on cp and tp) between blocks",
+    "ZeRO shards over fsdp and ep only: dp and cp hold copies",
+    "activations follow the layout's assignment (batch on dp, fsdp and ep, seq on cp and tp) between blocks",
 )
 
 
@@ -40,27 +40,17 @@ class Structure:
     constraints: tuple[Constraint, ...]
 
 
-class _Identity:
-    """A graph as a cache key: graphs are frozen, and comparing them field by field would cost more than sharding."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-
-    def __hash__(self) -> int:
-        return id(self.graph)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and self.graph is other.graph
-
-
 @lru_cache(maxsize=64)
-def _structure(key: _Identity, zero: int, sp: bool) -> Structure:
-    sharded = shard(key.graph, assignment(zero=zero, sp=sp))
+def _structure(key: Identity[Graph], zero: int, sp: bool, ring: bool) -> Structure:
+    sharded = shard(key.it, assignment(zero=zero, sp=sp, ring=ring))
     return Structure(plan=analyse(sharded), memory=plan_memory(sharded), constraints=constraints(sharded))
 
 
 def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
-    """Estimate one training step; numeric fields of `layout` may be equally shaped arrays.
+    """Estimate one training step; numeric fields of `layout` may be arrays that broadcast.
+
+    Equally shaped arrays are a table of layouts. An open grid (each field an array along a dim of its own, as
+    `numpy.ix_` makes them) is every combination, and costs far less than the table of them.
 
     Raises LayoutError when the graph was traced with another recompute policy than the layout asks for.
     """
@@ -69,8 +59,8 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
             f"layout: got recompute={layout.recompute}, expected {graph.recompute}, with which {graph.name} was "
             f"traced: trace it again with the policy you want"
         )
-    structure = _structure(_Identity(graph), layout.zero, layout.sp)
-    sizes = layout.sizes(graph)
+    structure = _structure(Identity(graph), layout.zero, layout.sp, layout.ring)
+    sizes = {**layout.sizes(graph), PER_RANK: np.multiply(layout.mb, 1.0)}
     costs = price(structure.plan, sizes, machine)
     time = step_time(costs, sizes, machine)
     memory = memory_use(structure.memory, sizes, machine.memory_reserve_bytes)
@@ -91,7 +81,7 @@ def _estimate(
     chips = layout.ranks / machine.ranks_per_chip
     usd_per_hour = chips * machine.usd_per_chip_hour
     quoted = layout.ranks * machine.quoted_flops["bf16"]
-    fits = ~np.any(np.stack(np.broadcast_arrays(*broken.values())), axis=0)
+    fits = ~np.asarray(reduce(np.logical_or, sorted(broken.values(), key=np.size)))
     estimate = Estimate(
         step_time_s=time.expected,
         lower_s=time.lower,
@@ -103,46 +93,13 @@ def _estimate(
         fits=fits,
         violations=broken,
         reasons=(),
-        bound=_bound(costs, time),
         breakdown=time.parts,
         memory_parts=memory.parts,
+        engines=costs.engine,
         collectives=costs.collectives,
         cost_usd_per_hour=usd_per_hour,
         usd_per_million_tokens=usd_per_hour / 3600.0 * time.expected / tokens * 1e6,
-        assumptions=(*ASSUMPTIONS, *machine.assumptions),
+        assumptions=(*ASSUMPTIONS, *graph.notes, *machine.assumptions),
         sources=machine.sources,
     )
-    return estimate if np.ndim(time.expected) or np.ndim(fits) else estimate.at(0)
-
-
-ENGINES = {
-    "tensor": "matrix engine",
-    "attention": "matrix engine in attention",
-    "vector": "vector engine",
-    "memory": "memory bandwidth",
-}
-LABELS = {
-    "tensor": "tensor-parallel collectives",
-    "context": "context-parallel collectives",
-    "expert": "expert-parallel collectives",
-    "fsdp": "FSDP collectives",
-    "pipeline": "pipeline sends",
-    "data": "gradient reduction",
-    "bubble": "pipeline bubble",
-    "overhead": "step overhead",
-}
-
-
-def _bound(costs: Costs, time: StepTime) -> Any:
-    """Name of the largest part of the step: what decides most of the compute, a collective class, bubble, overhead."""
-    compute: Number = 0.0
-    for phase in PHASES:
-        compute = compute + time.parts[phase]
-    parts = {"compute": compute, **{name: time.parts[name] for name in (*CLASSES, "data", "bubble", "overhead")}}
-    engines = {name: costs.engine.get(name, 0.0) for name in ENGINES}
-    largest = np.argmax(np.stack(np.broadcast_arrays(*parts.values())), axis=0)
-    engine = np.argmax(np.stack(np.broadcast_arrays(*engines.values())), axis=0)
-    names = np.array([LABELS.get(name, name) for name in parts])
-    labels = np.array(list(ENGINES.values()))
-    bound = np.where(largest == 0, labels[engine], names[largest])
-    return bound if bound.ndim else str(bound)
+    return estimate if estimate.shape else estimate.at(0)

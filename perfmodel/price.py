@@ -1,24 +1,42 @@
 """Seconds per kernel and per collective, on a machine; sums by where in the step they are spent.
 
-One set of formulas for one layout and for arrays of them: sizes enter here, as floats or as equally shaped arrays.
+One set of formulas for one layout and for arrays of them: sizes enter here, as floats or as arrays that broadcast. A
+quantity is an array along the dims of the sizes that it depends on, no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import lru_cache
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from perfmodel.errors import MachineError
 from perfmodel.machine import Machine
 from perfmodel.plan import Compute, Plan, Traffic
+from perfmodel.rows import Kinds, Table
 from perfmodel.stage import Stages
 from perfmodel.topology import AxisCost, axis_cost
-from perfmodel.work import MESH, MICROBATCH, TP, Evaluator, Number
+from perfmodel.work import (
+    MESH,
+    MICROBATCH,
+    TP,
+    Again,
+    Amount,
+    Evaluator,
+    Identity,
+    Late,
+    Number,
+    Term,
+    amount,
+    growth,
+    symbols_of,
+)
 
 K = TypeVar("K")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +70,14 @@ class Costs:
     """Seconds by place: kernels by phase, collectives by class; before any overlap.
 
     engine: seconds of the kernels of one step by what decides them: an engine or the memory
+
+    `engine` and `collectives` are worked out when asked for.
     """
 
     compute: Mapping[Place, Number]
     engine: Mapping[str, Number]
     communication: Mapping[Place, Number]
-    collectives: tuple[CollectiveCost, ...]
+    collectives: Iterable[CollectiveCost]
     model_flops: Number
 
 
@@ -67,24 +87,97 @@ DTYPES = {"bf16": "bf16", "f16": "f16", "f32": "f32", "f64": "f32"}
 def price(plan: Plan, sizes: Mapping[str, Number], machine: Machine) -> Costs:
     """Seconds of every kernel and collective of a plan for given axis sizes, scalars or arrays alike."""
     evaluate = Evaluator(sizes)
+    table, alike = Table(evaluate.sizes), _alike(Identity(plan))
+    compute, decided = _price_kernels(alike.computes, table, machine)
+    communication, hauls = _price_traffic(alike.traffics, table, machine)
+    return Costs(
+        compute=compute,
+        engine=_by_engine(decided, sizes[MICROBATCH]),
+        communication=communication,
+        collectives=Again(lambda: (hauls[id(t)].cost(sizes) for t in plan.traffics)),
+        model_flops=evaluate.amount(plan.model_flops),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Alike(Generic[T]):
+    """Kernels or collectives that depend on the same sizes, more or less, and the symbols of these."""
+
+    items: Sequence[T]
+    symbols: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Groups:
+    """A plan in groups of those that are alike."""
+
+    computes: Sequence[_Alike[Compute]]
+    traffics: Sequence[_Alike[Traffic]]
+
+
+@lru_cache(maxsize=64)
+def _alike(plan: Identity[Plan]) -> _Groups:
+    return _Groups(
+        computes=_grouped((c, "", (c.bytes, c.times, *c.flops.values())) for c in plan.it.computes),
+        traffics=_grouped((t, t.axes[-1], (amount([t.bytes]), t.times, _apart(t.axes))) for t in plan.it.traffics),
+    )
+
+
+def _apart(axes: Sequence[str]) -> Amount:
+    """What tells how far apart the ranks along mesh axes lie: the axes up to the outermost one."""
+    return amount([Term(1.0).times(MESH[: MESH.index(axes[-1]) + 1])])
+
+
+def _grouped(items: Iterable[tuple[T, str, Sequence[Amount]]]) -> list[_Alike[T]]:
+    """Items by a label and by how the amounts that they depend on grow with the batch."""
+    groups: dict[object, list[tuple[T, Sequence[Amount]]]] = {}
+    for item, label, amounts in items:
+        key = label, frozenset(growth(exponents) for terms in amounts for exponents in terms)
+        groups.setdefault(key, []).append((item, amounts))
+    return [
+        _Alike([item for item, _ in group], symbols_of(terms for _, amounts in group for terms in amounts))
+        for group in groups.values()
+    ]
+
+
+def _price_kernels(
+    groups: Sequence[_Alike[Compute]], table: Table, machine: Machine
+) -> tuple[dict[Place, Number], dict[tuple[str, bool], Number]]:
+    """Seconds of kernels by place, and by what decides them and whether that is in every microbatch."""
     compute: dict[Place, Number] = {}
-    engine: dict[str, Number] = {}
-    for c in plan.computes:
+    decided: dict[tuple[str, bool], Number] = {}
+    for alike in groups:
+        kinds = table.kinds(alike.symbols)
+        spent, deciding = _price_alike(alike.items, kinds.evaluate, machine)
+        for place, value in spent.items():
+            _add(compute, place, kinds.spread(value))
+        for key, value in deciding.items():
+            _add(decided, key, kinds.spread(value))
+    return compute, decided
+
+
+def _price_alike(
+    computes: Sequence[Compute], evaluate: Evaluator, machine: Machine
+) -> tuple[dict[Place, Number], dict[tuple[str, bool], Number]]:
+    compute: dict[Place, Number] = {}
+    decided: dict[tuple[str, bool], Number] = {}
+    for c in computes:
         seconds = kernel_seconds(c, evaluate, machine)
         times, slowest = evaluate.amount(c.times), _slowest(seconds)
         place = Place(repeated=c.repeated, stages=c.stages, part=c.phase)
         _add(compute, place, times * (slowest + machine.kernel_launch_seconds))
-        runs = times * (sizes[MICROBATCH] if c.repeated else 1.0)
         for name, value in seconds.items():
-            _add(engine, name, runs * np.where(value < slowest, 0.0, value))
-    communication, collectives = _price_traffic(plan.traffics, evaluate, sizes, machine)
-    return Costs(
-        compute=compute,
-        engine=engine,
-        communication=communication,
-        collectives=collectives,
-        model_flops=evaluate.amount(plan.model_flops),
-    )
+            _add(decided, (name, c.repeated), times * np.where(value < slowest, 0.0, value))
+    return compute, decided
+
+
+def _by_engine(decided: Mapping[tuple[str, bool], Number], microbatches: Number) -> Late:
+    """Seconds per step from seconds per microbatch and what is spent once."""
+
+    def seconds(name: str) -> Number:
+        return microbatches * decided.get((name, True), 0.0) + decided.get((name, False), 0.0)
+
+    return Late(list(dict.fromkeys(name for name, _ in decided)), seconds)
 
 
 def _add(total: dict[K, Number], key: K, value: Number) -> None:
@@ -120,34 +213,55 @@ def tensor_rate(machine: Machine, dtype: str) -> float:
     return machine.tensor_flops[name]
 
 
-def _price_traffic(
-    traffics: Sequence[Traffic], evaluate: Evaluator, sizes: Mapping[str, Number], machine: Machine
-) -> tuple[dict[Place, Number], tuple[CollectiveCost, ...]]:
-    network = Network(sizes, machine)
-    communication: dict[Place, Number] = {}
-    collectives = []
-    for t in traffics:
-        cost = network.cost(t.kind, t.axes)
-        size, times = evaluate.term(t.bytes), evaluate.amount(t.times)
-        seconds = times * cost.seconds(size)
-        _add(communication, Place(repeated=t.repeated, stages=t.stages, part=t.klass), seconds)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Haul:
+    """Equal collectives as priced: bytes and seconds of each, and how many at a time, for each kind of layout."""
+
+    traffic: Traffic
+    kinds: Kinds
+    bytes: Number
+    each: Number
+    times: Number
+
+    def cost(self, sizes: Mapping[str, Number]) -> CollectiveCost:
+        """What all of them in a step cost."""
+        t, spread = self.traffic, self.kinds.spread
         runs = sizes[MICROBATCH] if t.repeated else 1.0
         spans: dict[str, Number] = {}
         for axis in t.axes:
             name = "tp" if axis in TP else axis
             spans[name] = spans.get(name, 1.0) * sizes[axis]
-        collectives.append(
-            CollectiveCost(
-                kind=t.kind,
-                axis="+".join(spans),
-                klass=t.klass,
-                sizes=spans,
-                bytes=size,
-                count=times * runs,
-                seconds=seconds * runs,
-            )
+        return CollectiveCost(
+            kind=t.kind,
+            axis="+".join(spans),
+            klass=t.klass,
+            sizes=spans,
+            bytes=spread(self.bytes),
+            count=spread(self.times) * runs,
+            seconds=spread(self.times * self.each) * runs,
         )
-    return communication, tuple(collectives)
+
+
+def _price_traffic(
+    groups: Sequence[_Alike[Traffic]], table: Table, machine: Machine
+) -> tuple[dict[Place, Number], dict[int, _Haul]]:
+    """Seconds of collectives by place, and each of them."""
+    communication: dict[Place, Number] = {}
+    hauls: dict[int, _Haul] = {}
+    networks: dict[Kinds, Network] = {}
+    for alike in groups:
+        kinds = table.kinds(alike.symbols)
+        evaluate = kinds.evaluate
+        network = networks.setdefault(kinds, Network(kinds.sizes, machine))
+        here: dict[Place, Number] = {}
+        for t in alike.items:
+            size, times = evaluate.term(t.bytes), evaluate.amount(t.times)
+            each = network.cost(t.kind, t.axes).seconds(size)
+            _add(here, Place(repeated=t.repeated, stages=t.stages, part=t.klass), times * each)
+            hauls[id(t)] = _Haul(traffic=t, kinds=kinds, bytes=size, each=each, times=times)
+        for place, value in here.items():
+            _add(communication, place, kinds.spread(value))
+    return communication, hauls
 
 
 class Network:
@@ -156,11 +270,6 @@ class Network:
     def __init__(self, sizes: Mapping[str, Number], machine: Machine) -> None:
         self._machine = machine
         self._sizes = sizes
-        self._stride: dict[str, Number] = {}
-        stride: Number = 1.0
-        for axis in MESH:
-            self._stride[axis] = stride
-            stride = stride * sizes[axis]
         self._known: dict[tuple[str, tuple[str, ...]], AxisCost] = {}
         self._along: dict[tuple[str, tuple[str, ...]], AxisCost] = {}
 
@@ -186,12 +295,15 @@ class Network:
     def _run(self, kind: str, run: tuple[str, ...]) -> AxisCost:
         """Cost along neighbouring axes."""
         if (kind, run) not in self._along:
-            self._along[kind, run] = axis_cost(kind, self._size(run), self._stride[run[0]], self._machine)
+            table = Table({"size": self._size(run), "stride": self._size(MESH[: MESH.index(run[0])])})
+            kinds = table.kinds(("size", "stride"))
+            cost = axis_cost(kind, kinds.sizes["size"], kinds.sizes["stride"], self._machine)
+            self._along[kind, run] = cost.mapped(kinds.spread)
         return self._along[kind, run]
 
-    def _size(self, run: tuple[str, ...]) -> Number:
+    def _size(self, axes: Sequence[str]) -> Number:
         size: Number = 1.0
-        for axis in run:
+        for axis in axes:
             size = size * self._sizes[axis]
         return size
 

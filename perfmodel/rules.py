@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ def constraints(sharded: ShardedGraph) -> tuple[Constraint, ...]:
 
     def need(factor: int, axes: Sequence[str]) -> None:
         entry = factors[factor]
-        if axes and entry.name not in (*RESIZABLE, *PADDED):
+        if axes and not entry.bound and entry.name not in (*RESIZABLE, *PADDED):
             found[Constraint(name=entry.name or f"index of size {entry.size}", size=entry.size, axes=tuple(axes))] = (
                 None
             )
@@ -82,16 +83,22 @@ def violations(
         name = f"q_per_kv {queries} not divisible by tp" if queries > 1 else f"kv_heads {keys} not divisible by tp"
         broken[name] = np.logical_or(broken.get(name, False), _uneven(queries, sizes[TP[1]]))
     microbatches = np.asarray(sizes["microbatch"])
-    broken["global batch not divisible by dp*fsdp*mb"] = np.mod(microbatches, 1.0) != 0.0
+    broken["global batch not divisible by dp*fsdp*ep*mb"] = _fractional(microbatches)
     if "microbatch" not in names:
-        broken["no dim named microbatch, so dp*fsdp*mb must be the global batch"] = microbatches > 1.0
+        broken["no dim named microbatch, so dp*fsdp*ep*mb must be the global batch"] = microbatches > 1.0
     if "batch" not in names:
-        broken["no dim named batch to split over dp*fsdp*mb"] = np.asarray(layout.data * layout.mb) > 1.0
+        broken["no dim named batch to split over dp*fsdp*ep*mb"] = np.asarray(layout.data * layout.mb) > 1.0
+    bound = {factor.bound: factor.size for factor in graph.factors if factor.bound}
+    for spread, size in bound.items():
+        found = np.asarray(math.prod(getattr(layout, axis) for axis in spread))
+        broken[f"{'*'.join(spread)} not {size}, for which the program's shard_map is written"] = found != size
     for axis, parts in {"tp": TP, "cp": ("cp",), "pp": ("pp",)}.items():
+        if any(axis in spread for spread in bound):
+            continue
         wanted = [name for name, axes in layout.assignment.compute if set(parts) & set(axes)]
         if not names.keys() & wanted:
             broken[f"no dim named {' or '.join(wanted)} to split over {axis}"] = np.asarray(getattr(layout, axis)) > 1.0
-    broken["ranks do not fill whole chips"] = np.mod(layout.ranks, machine.ranks_per_chip) != 0
+    broken["ranks do not fill whole chips"] = _fractional(np.asarray(layout.ranks) / machine.ranks_per_chip)
     for axis in machine.group_sizes:
         broken[f"group of {axis} not supported by {machine.name}"] = unsupported_group(
             axis, getattr(layout, axis, 1), machine
@@ -102,7 +109,12 @@ def violations(
 
 def _uneven(size: float, parts: Number) -> Any:
     """Mask of the numbers of parts, which need not be whole, that a size does not divide into."""
-    return (np.mod(float(size), parts) != 0.0) | (np.mod(parts, 1.0) != 0.0)
+    return _fractional(size / parts) | _fractional(parts)
+
+
+def _fractional(number: Number) -> Any:
+    """Mask of what is not whole."""
+    return np.asarray(number != np.floor(number))
 
 
 def reason(rule: str, memory: float, capacity: float) -> str:

@@ -12,23 +12,27 @@ and at 0 (upper), so lower <= expected <= upper always.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 
 from perfmodel.machine import Machine
 from perfmodel.price import Costs, Place
-from perfmodel.work import Number
+from perfmodel.work import MICROBATCH, Late, Number
 
 CLASSES = ("tensor", "context", "expert", "fsdp", "pipeline")
 PHASES = ("forward", "recompute", "backward", "update")
+DATA = "data"
+PARTS = (*PHASES, *CLASSES, DATA, "bubble", "overhead")
 VIEWS = ("only", "first", "last")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Seconds of a step, its bounds, and its parts; the parts sum to `expected`."""
+    """Seconds of a step, its bounds, and its parts; the parts sum to `expected` and are worked out when asked for."""
 
     expected: Number
     lower: Number
@@ -38,50 +42,71 @@ class StepTime:
 
 def step_time(costs: Costs, sizes: Mapping[str, Number], machine: Machine) -> StepTime:
     """Time of one training step for given costs and axis sizes."""
-    parts = _step(costs, sizes, machine, machine.overlap)
+    stages = [_Stage(costs, view, sizes[MICROBATCH]) for view in VIEWS]
+    expected, lower, upper = (
+        _Step(stages, sizes["pp"], overlap, machine.step_overhead_seconds)
+        for overlap in (machine.overlap, dict.fromkeys((*CLASSES, DATA), 1.0), {})
+    )
     return StepTime(
-        expected=_total(parts),
-        lower=_total(_step(costs, sizes, machine, dict.fromkeys((*CLASSES, "data"), 1.0))),
-        upper=_total(_step(costs, sizes, machine, dict.fromkeys((*CLASSES, "data"), 0.0))),
-        parts=parts,
+        expected=expected.total, lower=lower.total, upper=upper.total, parts=Late(PARTS, expected.seconds_of)
     )
 
 
-def _step(
-    costs: Costs, sizes: Mapping[str, Number], machine: Machine, overlap: Mapping[str, float]
-) -> dict[str, Number]:
-    views = {view: _stage_parts(costs, sizes, view, overlap) for view in VIEWS}
-    slowest = np.where(
-        np.asarray(sizes["pp"]) > 1.0,
-        np.where(_total(views["first"]) >= _total(views["last"]), 1, 2),
-        0,
-    )
-    parts: dict[str, Number] = {
-        name: np.choose(slowest, [np.broadcast_to(views[view][name], slowest.shape) for view in VIEWS])
-        for name in views["only"]
-    }
-    parts["overhead"] = parts["bubble"] * 0.0 + machine.step_overhead_seconds
-    return parts
+class _Stage:
+    """Seconds of one stage before any overlap, by part; without the parts that the program does not have.
+
+    microbatch, compute: seconds of the kernels of a microbatch, and of a step
+    """
+
+    def __init__(self, costs: Costs, view: str, count: Number) -> None:
+        self.count = count
+        self.repeated = _by_part(costs.compute, view, repeated=True)
+        self.once = _by_part(costs.compute, view, repeated=False)
+        sent, reduced = (_by_part(costs.communication, view, repeated=repeated) for repeated in (True, False))
+        self.traffic = {klass: seconds for klass in CLASSES for seconds in _found(sent, klass)}
+        self.traffic.update((DATA, seconds) for seconds in _found(reduced, DATA))
+        self.microbatch = _total(seconds for name in PHASES for seconds in _found(self.repeated, name))
+        self.compute = _total(self.phase(name) for name in PHASES if name in self.repeated or name in self.once)
+
+    def phase(self, name: str) -> Number:
+        """Seconds of the kernels of a phase in a step."""
+        repeated = (self.count * seconds for seconds in _found(self.repeated, name))
+        return _total((*repeated, *_found(self.once, name)))
 
 
-def _stage_parts(
-    costs: Costs, sizes: Mapping[str, Number], view: str, overlap: Mapping[str, float]
-) -> dict[str, Number]:
-    """Seconds per step of one stage, by part."""
-    repeated = {phase: _sum(costs.compute, view, phase, repeated=True) for phase in PHASES}
-    once = {phase: _sum(costs.compute, view, phase, repeated=False) for phase in PHASES}
-    microbatch = _total(repeated)
-    traffic = {klass: _sum(costs.communication, view, klass, repeated=True) for klass in CLASSES}
-    data = _sum(costs.communication, view, "data", repeated=False)
-    exposed = exposed_seconds({**traffic, "data": data}, microbatch, overlap)
-    waited = {klass: exposed[klass] for klass in CLASSES}
-    count = sizes["microbatch"]
-    return {
-        **{phase: count * repeated[phase] + once[phase] for phase in PHASES},
-        **{klass: count * seconds for klass, seconds in waited.items()},
-        "data": exposed["data"],
-        "bubble": (sizes["pp"] - 1.0) * (microbatch + _total(waited)),
-    }
+class _Step:
+    """A step of the slowest stage, under given overlap."""
+
+    def __init__(self, stages: Sequence[_Stage], pp: Number, overlap: Mapping[str, float], overhead: float) -> None:
+        self._stages, self._pp, self._overhead = stages, pp, overhead
+        self._exposed = [exposed_seconds(stage.traffic, stage.microbatch, overlap) for stage in stages]
+        only, first, last = map(self._step, range(len(VIEWS)))
+        self._pipelined, self._first = np.asarray(pp) > 1.0, first >= last
+        self.total = self._slowest((only, first, last))
+
+    def seconds_of(self, part: str) -> Number:
+        """Seconds of a step by part."""
+        return self._slowest([self._part(view, part) for view in range(len(VIEWS))])
+
+    def _slowest(self, views: Sequence[Number]) -> Number:
+        only, first, last = views
+        return np.where(self._pipelined, np.where(self._first, first, last), only)
+
+    def _step(self, view: int) -> Number:
+        waits = (*self._exposed[view], "bubble", "overhead")
+        return _total((self._stages[view].compute, *(self._part(view, name) for name in waits)))
+
+    def _part(self, view: int, name: str) -> Number:
+        stage, exposed = self._stages[view], self._exposed[view]
+        if name in PHASES:
+            return stage.phase(name)
+        if name == "bubble":
+            waited = (seconds for klass, seconds in exposed.items() if klass != DATA)
+            return (self._pp - 1.0) * _total((stage.microbatch, *waited))
+        if name == "overhead":
+            return self._overhead
+        seconds = exposed.get(name, 0.0)
+        return seconds if name == DATA or name not in exposed else stage.count * seconds
 
 
 def exposed_seconds(traffic: Mapping[str, Number], compute: Number, overlap: Mapping[str, float]) -> dict[str, Number]:
@@ -98,17 +123,19 @@ def exposed_seconds(traffic: Mapping[str, Number], compute: Number, overlap: Map
     return exposed
 
 
-def _sum(seconds: Mapping[Place, Number], view: str, part: str, *, repeated: bool) -> Number:
-    total: Number = 0.0
+def _by_part(seconds: Mapping[Place, Number], view: str, *, repeated: bool) -> dict[str, Number]:
+    """Seconds on the stages of a view, by part."""
+    parts: dict[str, Number] = {}
     for place, value in seconds.items():
-        here = view == "only" or not place.stages or view in place.stages
-        if here and place.repeated == repeated and place.part == part:
-            total = total + value
-    return total
+        if place.repeated == repeated and (view == "only" or not place.stages or view in place.stages):
+            parts[place.part] = parts[place.part] + value if place.part in parts else value
+    return parts
 
 
-def _total(parts: Mapping[str, Number]) -> Number:
-    total: Number = 0.0
-    for value in parts.values():
-        total = total + value
-    return total
+def _found(seconds: Mapping[str, Number], part: str) -> tuple[Number, ...]:
+    return (seconds[part],) if part in seconds else ()
+
+
+def _total(numbers: Iterable[Number]) -> Number:
+    """The sum, without a pass over arrays to add nothing."""
+    return reduce(add, numbers) if (numbers := tuple(numbers)) else 0.0

@@ -9,7 +9,7 @@ group that covers part of a torus dim has neither the links between groups nor t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -74,6 +74,10 @@ class AxisCost:
     def shrunk(self, factor: Number) -> AxisCost:
         """The same collective on 1/factor of the bytes."""
         return AxisCost(tuple((latency, per_byte / factor) for latency, per_byte in self.alternatives))
+
+    def mapped(self, change: Callable[[Number], Number]) -> AxisCost:
+        """The same collective, its numbers passed through a function."""
+        return AxisCost(tuple((change(latency), change(per_byte)) for latency, per_byte in self.alternatives))
 
     def seconds(self, size: Number) -> Number:
         """Time for `size` bytes [s]."""

@@ -29,7 +29,7 @@ N, C = 512, 1024
 T = N * C * 4
 
 ONE_RANK = dict.fromkeys(SYMBOLS, 1.0)
-TRACED = ONE_RANK | {"batch": float(B), "microbatch": float(M)}
+TRACED = ONE_RANK | {"mb": float(B), "microbatch": float(M)}
 
 
 def traced(fn: Callable[..., Any], *args: Any) -> Graph:
@@ -210,7 +210,7 @@ def trips(loops: tuple[LocalLoop, ...], evaluate: Evaluator) -> float:
 @pytest.mark.parametrize("name", ["mlp", "llama3.2-1b", "gpt2"])
 def test_fusion_neither_loses_nor_repeats_a_matmul(name: str) -> None:
     sharded, found = local(graph(name)), 0.0
-    evaluate = Evaluator(ONE_RANK | {"batch": 2.0, "microbatch": float(graph(name).size("microbatch"))})
+    evaluate = Evaluator(ONE_RANK | {"mb": 2.0, "microbatch": float(graph(name).size("microbatch"))})
     for loops, nodes, kept in regions(sharded):
         for kernel in fuse(sharded, nodes, kept):
             terms = [terms for (engine, _), terms in kernel.flops.items() if engine in ("tensor", "attention")]

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from machines import fake_machine
@@ -23,14 +25,15 @@ from programs import D, F, L, mlp_program, spec
 
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout, Rules, assignment
-from perfmodel.memory import MemoryPlan, Residents, memory_use, plan_memory
+from perfmodel.memory import MemoryPlan, Peak, Residents, memory_use, plan_memory
 from perfmodel.models import load_program, read_config
 from perfmodel.models.config import DecoderConfig, parse_config
 from perfmodel.models.training import train_program
 from perfmodel.predict import predict
 from perfmodel.shard import shard
 from perfmodel.trace import Argument, Program, trace
-from perfmodel.work import ONE, SYMBOLS
+from perfmodel.trace.program import StableHLO
+from perfmodel.work import ONE, SYMBOLS, Amount, Evaluator, Term
 
 BF16, F32, I32 = 2, 4, 4
 
@@ -203,7 +206,11 @@ def test_context_and_pipeline_stages_divide_what_a_microbatch_saves(axis: str, r
 
 
 EMPTY = Residents(
-    kept={role: {} for role in ("parameters", "optimizer", "inputs")}, gradients={}, saved={}, repeated=(), once=()
+    kept={role: {} for role in ("parameters", "optimizer", "inputs")},
+    gradients={},
+    saved={},
+    repeated=Peak.of(()),
+    once=Peak.of(()),
 )
 
 
@@ -233,12 +240,30 @@ def test_microbatches_in_flight_add_to_the_peak_of_a_microbatch_but_not_to_that_
     repeated: float, once: float, live: float
 ) -> None:
     """10 B of gradients and 5 B saved for each of 4 microbatches; the peaks hold the gradients and one of them."""
-    peaks: Mapping[str, Any] = {"repeated": ({ONE: repeated},), "once": ({ONE: once},)}
+    peaks: Mapping[str, Any] = {"repeated": Peak.of(({ONE: repeated},)), "once": Peak.of(({ONE: once},))}
     stage = replace(EMPTY, gradients={ONE: 10.0}, saved={ONE: 5.0}, **peaks)
     stages = {**dict.fromkeys(("only", "last"), EMPTY), "first": stage}
     use = memory_use(MemoryPlan(stages=stages), dict.fromkeys(SYMBOLS, 1.0) | {"pp": 4.0, "microbatch": 9.0}, 0.0)
     assert use.total == live
     assert (use.parts["gradients"], use.parts["activations"]) == (10, 20)
+
+
+amounts = st.dictionaries(
+    st.sampled_from([Term(1.0).times((symbol,)).exponents for symbol in SYMBOLS[:4]]), st.integers(1, 9).map(float)
+)
+
+
+@given(points=st.lists(amounts, max_size=6), sizes=st.tuples(*(st.integers(1, 8).map(float) for _ in SYMBOLS)))
+def test_a_peak_is_the_largest_of_its_points(points: list[Amount], sizes: tuple[float, ...]) -> None:
+    evaluate = Evaluator(dict(zip(SYMBOLS, sizes, strict=True)))
+    assert Peak.of(points).bytes(evaluate) == max(map(evaluate.amount, points), default=0.0)
+
+
+def test_a_peak_keeps_what_all_points_hold_once_and_no_point_that_another_exceeds() -> None:
+    one, tp = ONE, Term(1.0).times(("tp_q",)).exponents
+    assert Peak.of(({one: 5.0, tp: 1.0}, {one: 3.0, tp: 2.0}, {one: 3.0})) == Peak(
+        {one: 3.0, tp: 1.0}, ({one: 2.0}, {tp: 1.0})
+    )
 
 
 # -- peaks --------------------------------------------------------------------------------------------------------
@@ -404,7 +429,9 @@ def argument_bytes(name: str, layout: Layout) -> int:
         rules = (*layout.assignment.stored.get(argument.role, ()), *layout.assignment.compute)
         arguments.append(structure.unflatten(map(resized, leaves, names, [sizes] * len(leaves))))
         shardings.append(structure.unflatten([NamedSharding(mesh, partition(each, rules)) for each in names]))
-    step = jax.jit(program(name).fn, in_shardings=tuple(shardings), donate_argnums=(0, 1))
+    fn = program(name).fn
+    assert not isinstance(fn, StableHLO)
+    step = jax.jit(fn, in_shardings=tuple(shardings), donate_argnums=(0, 1))
     analysis = step.lower(*arguments).compile().memory_analysis()
     assert analysis is not None
     return int(analysis.argument_size_in_bytes)

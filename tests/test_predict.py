@@ -193,7 +193,7 @@ def table(rows: int) -> st.SearchStrategy[Layout]:
 
 def assert_same(one: Estimate, other: Estimate) -> None:
     """Every field, its type included; a difference in the last bit is a difference."""
-    for name in (*ARRAYS, "reasons", "assumptions", "sources"):
+    for name in (*ARRAYS, "bound", "reasons", "assumptions", "sources"):
         assert (name, getattr(one, name)) == (name, getattr(other, name))
         assert type(getattr(one, name)) is type(getattr(other, name))
     for name in TABLES:
@@ -221,6 +221,69 @@ def test_some_numbers_may_be_arrays_and_others_not(name: str) -> None:
         assert_same(
             many.at(i), predict(graph("llama3.2-1b"), Layout(dp=4, tp=int(size), global_batch=64), machine(name))
         )
+
+
+def open_grid(**axes: list[int]) -> dict[str, Any]:
+    """Each axis an array along a dim of its own: every combination."""
+    return dict(zip(axes, np.ix_(*map(np.array, axes.values())), strict=True))
+
+
+GRID = open_grid(
+    global_batch=[64, 96], dp=[1, 3, 4], fsdp=[1, 8], ep=[1, 2], tp=[1, 2, 12, 16], cp=[1, 4], pp=[1, 2, 5], mb=[1, 3]
+)
+
+
+@cache
+def grid_and_table(name: str, zero: int, sp: bool) -> tuple[Estimate, Estimate, tuple[int, ...]]:
+    """An open grid of layouts, and the table of the same."""
+    flat = dict(zip(GRID, (size.ravel() for size in np.broadcast_arrays(*GRID.values())), strict=True))
+    found = [predict(graph("llama3.2-1b"), Layout(**sizes, zero=zero, sp=sp), machine(name)) for sizes in (GRID, flat)]
+    return found[0], found[1], np.broadcast_shapes(*map(np.shape, GRID.values()))
+
+
+def assert_equal_arrays(one: Any, other: Any, shape: tuple[int, ...]) -> None:
+    """A grid's numbers, which may lie along some of its dims only, and those of a table, to the last bit."""
+    assert np.array_equal(np.broadcast_to(one, shape).ravel(), np.broadcast_to(other, math.prod(shape)))
+
+
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize(("zero", "sp"), [(0, False), (1, True), (3, True)])
+def test_an_open_grid_is_estimated_as_the_table_of_its_combinations(name: str, zero: int, sp: bool) -> None:
+    grid, table, shape = grid_and_table(name, zero, sp)
+    assert grid.shape == shape
+    for field in (*ARRAYS, "bound"):
+        assert_equal_arrays(getattr(grid, field), getattr(table, field), shape)
+    for field in TABLES:
+        assert getattr(grid, field).keys() == getattr(table, field).keys()
+        for key, value in getattr(grid, field).items():
+            assert_equal_arrays(value, getattr(table, field)[key], shape)
+    for one, other in zip(grid.collectives, table.collectives, strict=True):
+        assert (one.kind, one.axis, one.klass) == (other.kind, other.axis, other.klass)
+        for key in ("bytes", "count", "seconds"):
+            assert_equal_arrays(getattr(one, key), getattr(other, key), shape)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_an_element_of_a_grid_is_the_estimate_of_that_layout(name: str) -> None:
+    grid, _, shape = grid_and_table(name, 3, True)
+    sizes = {key: np.broadcast_to(size, shape).ravel() for key, size in GRID.items()}
+    for i in range(0, math.prod(shape), 97):
+        layout = Layout(**{key: int(size[i]) for key, size in sizes.items()})  # type: ignore[arg-type]
+        assert_same(grid.at(i), predict(graph("llama3.2-1b"), layout, machine(name)))
+
+
+def test_a_million_layouts_of_a_grid_fit_in_little_memory() -> None:
+    """What depends on few axes is kept along these; only what depends on all is an array of all layouts."""
+    grid = predict(graph("llama3.2-1b"), Layout(**GRID), machine("trn2"))
+    full = [name for name in ARRAYS if np.size(getattr(grid, name)) == math.prod(grid.shape)]
+    assert "step_time_s" in full
+    assert np.size(grid.cost_usd_per_hour) == 3 * 2 * 2 * 4 * 2 * 3  # the batch costs nothing
+
+
+def test_choices_of_the_trace_stand_among_the_assumptions() -> None:
+    noted = replace(graph("mlp"), notes=("took the dim of size 7 for the batch",))
+    estimate = predict(noted, Layout(recompute="none"), fake_machine())
+    assert "took the dim of size 7 for the batch" in estimate.assumptions
 
 
 def test_an_estimate_out_of_an_array_gives_its_reasons() -> None:

@@ -117,6 +117,9 @@ def test_an_element_type_that_the_machine_does_not_multiply_is_an_error(dtype: s
         (("fsdp",), True, "fsdp"),
         (("dp",), True, "fsdp"),
         (("tp_kv", "fsdp"), True, "fsdp"),
+        (("ep", "fsdp"), True, "fsdp"),
+        (("ep",), True, "expert"),
+        (("ep",), False, "data"),
         (("tp_kv", "tp_q"), True, "tensor"),
         (("tp_q", "cp"), True, "tensor"),
         (("cp",), True, "context"),
@@ -133,7 +136,7 @@ TIERS = (tier(4, bandwidth=16.0, latency=1.0), tier(4, bandwidth=4.0, latency=2.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("axes", [("tp_kv", "tp_q"), ("cp", "fsdp"), ("tp_q", "cp", "fsdp", "dp"), MESH])
+@pytest.mark.parametrize("axes", [("tp_kv", "tp_q"), ("cp", "ep"), ("tp_q", "cp", "ep", "fsdp", "dp"), MESH])
 def test_neighbouring_axes_are_together_one_larger_axis(kind: str, axes: tuple[str, ...]) -> None:
     sizes = ONES | dict.fromkeys(MESH, 2.0)
     stride = 2.0 ** MESH.index(axes[0])

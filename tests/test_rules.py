@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from machines import fake_machine
 from programs import L, mlp_graph, spec
 
-from perfmodel.graph import Graph
+from perfmodel.graph import Factor, Graph
 from perfmodel.layout import Layout
 from perfmodel.machine import Machine, load_machine
 from perfmodel.models import load_program, read_config
@@ -46,7 +47,7 @@ def broken(graph: Graph, layout: Layout, machine: Machine | None = None) -> set[
 
 
 C = read_config("llama3.2-1b")
-BATCH = "global batch not divisible by dp*fsdp*mb"
+BATCH = "global batch not divisible by dp*fsdp*ep*mb"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ BATCH = "global batch not divisible by dp*fsdp*mb"
             {f"seq {S} not divisible by cp", f"seq {S} not divisible by cp*tp"},
         ),
         (Layout(cp=S // 4, tp=8, global_batch=G), {f"seq {S} not divisible by cp*tp"}),
-        (Layout(fsdp=3, global_batch=3 * G), {f"embed {C.embed} not divisible by fsdp"}),
+        (Layout(fsdp=3, global_batch=3 * G), {f"embed {C.embed} not divisible by fsdp*ep"}),
         (Layout(fsdp=3, zero=0, global_batch=3 * G), set()),
         (Layout(dp=3, global_batch=G), {BATCH}),
         (Layout(dp=G, mb=2, global_batch=G), {BATCH}),  # half a microbatch
@@ -153,7 +154,7 @@ def scaled(*axes: str | None) -> Graph:
         (
             ("batch", None),
             {"dp": 4, "global_batch": 8},
-            {"no dim named microbatch, so dp*fsdp*mb must be the global batch"},
+            {"no dim named microbatch, so dp*fsdp*ep*mb must be the global batch"},
         ),
         (("batch", "seq"), {"cp": 2, "global_batch": 1}, set()),
         (("batch", "seq"), {"tp": 2, "global_batch": 1}, set()),
@@ -168,14 +169,44 @@ def scaled(*axes: str | None) -> Graph:
             {"no dim named kv_heads or q_per_kv or mlp or vocab to split over tp"},
         ),
         ((None, None), {}, set()),
-        ((None, None), {"dp": 4, "global_batch": 4}, {"no dim named batch to split over dp*fsdp*mb"}),
-        ((None, None), {"mb": 4, "global_batch": 4}, {"no dim named batch to split over dp*fsdp*mb"}),
+        ((None, None), {"dp": 4, "global_batch": 4}, {"no dim named batch to split over dp*fsdp*ep*mb"}),
+        ((None, None), {"mb": 4, "global_batch": 4}, {"no dim named batch to split over dp*fsdp*ep*mb"}),
     ],
 )
 def test_a_program_is_split_along_the_names_that_it_has(
     axes: tuple[str | None, ...], layout: dict[str, Any], rules: set[str]
 ) -> None:
     assert broken(scaled(*axes), Layout(**layout, recompute="none")) == rules
+
+
+# -- programs with a mesh of their own ----------------------------------------------------------------------------
+
+
+def mapped(**bound: tuple[int, tuple[str, ...]]) -> Graph:
+    """y = 2 x, its rows or columns spread by the program itself: (parts, over which mesh axes)."""
+    graph = scaled("batch", None)
+    factors = tuple(Factor(size=size, bound=axes) for size, axes in bound.values())
+    return replace(graph, factors=(*graph.factors, *factors))
+
+
+TP_4 = "tp not 4, for which the program's shard_map is written"
+DATA_6 = "dp*fsdp not 6, for which the program's shard_map is written"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rules"),
+    [
+        ({"tp": 4, "dp": 2, "fsdp": 3}, set()),
+        ({"tp": 2, "dp": 6}, {TP_4}),
+        ({"tp": 4, "dp": 2}, {DATA_6}),
+        ({}, {TP_4, DATA_6}),
+    ],
+)
+def test_a_program_runs_on_the_mesh_that_its_shard_map_is_written_for(sizes: dict[str, int], rules: set[str]) -> None:
+    """And it needs no dim with a name of ours to be split over tp."""
+    graph = mapped(columns=(4, ("tp",)), rows=(6, ("dp", "fsdp")))
+    layout = Layout(**sizes, zero=0, recompute="none")  # type: ignore[arg-type]
+    assert broken(graph, replace(layout, global_batch=int(layout.data))) == rules
 
 
 # -- constraints --------------------------------------------------------------------------------------------------
@@ -188,7 +219,7 @@ def test_constraints_are_the_divisions_that_the_assignment_makes() -> None:
     assert {(c.name, c.axes) for c in found} == {
         ("layers", ("pp",)),
         ("mlp", ("tp_kv", "tp_q")),
-        ("embed", ("fsdp",)),
+        ("embed", ("fsdp", "ep")),
         ("seq", ("cp",)),
     }
 
@@ -200,7 +231,7 @@ def test_constraints_are_the_divisions_that_the_assignment_makes() -> None:
 def test_masks_of_an_array_are_the_verdicts_on_its_elements(name: str) -> None:
     machine = load_machine(name)
     rng = np.random.default_rng(0)
-    sizes = {axis: rng.choice([1, 2, 3, 4, 8, 64], 60) for axis in ("dp", "fsdp", "tp", "cp", "pp", "mb")}
+    sizes = {axis: rng.choice([1, 2, 3, 4, 8, 64], 60) for axis in ("dp", "fsdp", "ep", "tp", "cp", "pp", "mb")}
     layouts = Layout(**sizes, global_batch=256)  # type: ignore[arg-type]
     many = predict(llama(), layouts, machine)
     for i in range(60):

@@ -228,4 +228,4 @@ def test_an_array_of_layouts_takes_what_each_of_them_takes_to_the_last_bit(
     for i, (one_M, one_pp) in enumerate(layouts):
         one = timed(compute, traffic, M=one_M, pp=one_pp, machine=machine)
         assert [many.expected[i], many.lower[i], many.upper[i]] == [one.expected, one.lower, one.upper]  # type: ignore[index]
-        assert {name: part[i] for name, part in many.parts.items()} == dict(one.parts)  # type: ignore[index]
+        assert {name: np.broadcast_to(part, len(layouts))[i] for name, part in many.parts.items()} == dict(one.parts)

@@ -19,13 +19,14 @@ import pytest
 from conftest import TINY
 from machines import fake_machine
 
-from perfmodel import Estimate, Graph, LayoutError, Machine, StudyError, load_machine, predict, trace
+from perfmodel import Estimate, Graph, Layout, LayoutError, Machine, StudyError, load_machine, predict, trace
 from perfmodel.models.config import parse_config
 from perfmodel.models.training import train_program
 from perfmodel.rules import OUT_OF_MEMORY
 from tuner import Result, Space, search
 from tuner.journal import Journal
-from tuner.objective import OBJECTIVES
+from tuner.objective import OBJECTIVES, Objective
+from tuner.ranking import Ranking
 from tuner.space import POLICIES, Table
 from tuner.study import SAMPLERS
 
@@ -76,6 +77,15 @@ def test_what_fell_and_what_fits_is_everything() -> None:
 def test_a_search_gives_the_same_list_every_time() -> None:
     again = search(graphs(), SPACE, load_machine("trn2"))
     assert [c.layout for c in again.top] == [c.layout for c in found().top]
+
+
+def test_equal_scores_keep_the_order_of_the_space() -> None:
+    """An hour costs the same whatever the microbatch."""
+    hourly = Objective(name="hourly", field="cost_usd_per_hour", sense=1)
+    ranking = Ranking(objective=hourly, keep=3)
+    layouts = Layout(mb=np.array([4, 1, 2, 8, 16]), global_batch=BATCH, zero=0, sp=False)
+    ranking.add(layouts, predict(graphs()["full"], layouts, load_machine("h100")))
+    assert [layout.mb for _, layout in ranking.best] == [4, 1, 2]
 
 
 def test_candidates_carry_the_estimate_that_predict_gives() -> None:

@@ -20,18 +20,18 @@ def all_layouts(table: Table) -> list[Layout]:
     return [layouts.at(i) for _, layouts in table.chunks() for i in range(np.size(layouts.tp))]
 
 
-def by_hand(ranks: int, batch: int) -> set[Layout]:
+def by_hand(ranks: int, batch: int, experts: int = 1) -> set[Layout]:
     """Every layout by trying all sizes up to the number of ranks."""
     divisors = [n for n in range(1, ranks + 1) if ranks % n == 0]
     found = set()
     for sizes in product(divisors, repeat=len(AXES)):
-        named = dict(zip(AXES, sizes, strict=True))
-        if math.prod(sizes) != ranks:
+        named: dict[str, Any] = dict(zip(AXES, sizes, strict=True))
+        if math.prod(sizes) != ranks or experts % named["ep"]:
             continue
-        share, rest = divmod(batch, named["fsdp"] * named["dp"])
+        share, rest = divmod(batch, named["fsdp"] * named["dp"] * named["ep"])
         microbatches = [1] if rest else [mb for mb in range(1, share + 1) if share % mb == 0]
         for mb, zero, sp, policy in product(microbatches, range(4), (False, True), POLICIES):
-            if (zero > 0) == (named["fsdp"] > 1) and (named["tp"] > 1 or not sp):
+            if (zero > 0) == (named["fsdp"] * named["ep"] > 1) and (named["tp"] > 1 or not sp):
                 found.add(Layout(**named, mb=mb, global_batch=batch, zero=zero, sp=sp, recompute=policy))
     return found
 
@@ -41,6 +41,21 @@ def test_every_layout_stands_once(ranks: int, batch: int) -> None:
     found = all_layouts(Space(ranks=ranks, global_batches=(batch,)).table())
     assert len(found) == len(set(found))
     assert set(found) == by_hand(ranks, batch)
+
+
+@pytest.mark.parametrize("experts", [1, 2, 6])
+def test_as_many_ranks_share_experts_as_divide_them(experts: int) -> None:
+    found = all_layouts(Space(ranks=12, global_batches=(24,)).table(experts))
+    assert len(found) == len(set(found))
+    assert set(found) == by_hand(12, 24, experts)
+    assert {layout.ep for layout in found} == {n for n in (1, 2, 3, 6) if experts % n == 0}
+
+
+def test_a_given_ring_stands_where_there_is_context_parallelism() -> None:
+    free = all_layouts(Space(ranks=4, global_batches=(4,)).table())
+    found = all_layouts(Space(ranks=4, global_batches=(4,), fixed={"ring": True}).table())
+    assert set(found) == {replace(layout, ring=True).settled() for layout in free}
+    assert {layout.ring for layout in found if layout.cp > 1} == {True}
 
 
 def test_several_batches_are_the_union_of_their_spaces() -> None:
@@ -74,6 +89,8 @@ def test_sizes_that_cannot_be_leave_nothing() -> None:
         Space(ranks=8, global_batches=(16,), fixed={"tp": 3}).table()
     with pytest.raises(LayoutError, match=r"got mb=7, with which there is no layout of 8 ranks and global batch 16"):
         Space(ranks=8, global_batches=(16,), fixed={"mb": 7}).table()
+    with pytest.raises(LayoutError, match=r"got ep=4, .* and ep the 6 experts: fix other values"):
+        Space(ranks=8, global_batches=(16,), fixed={"ep": 4}).table(experts=6)
 
 
 TABLE = Space(ranks=64, global_batches=(32, 96)).table()

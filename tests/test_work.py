@@ -9,9 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfmodel.work import ONE, RESIZABLE, SYMBOLS, Evaluator, Term, amount, resized
+from perfmodel.work import (
+    DATA,
+    ONE,
+    RESIZABLE,
+    SYMBOLS,
+    Again,
+    Evaluator,
+    Identity,
+    Late,
+    Term,
+    amount,
+    by_growth,
+    growth,
+    plus,
+    resized,
+    symbols_of,
+)
 
-SIZES = dict(zip(SYMBOLS, (2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0), strict=True))
+SIZES = dict(zip(SYMBOLS, (2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0, 23.0), strict=True))
 """Primes, so that a wrong exponent shows."""
 
 exponents = st.tuples(*(st.integers(-2, 2) for _ in SYMBOLS))
@@ -52,7 +68,19 @@ def test_terms_alike_in_their_exponents_are_kept_as_one() -> None:
 
 @pytest.mark.parametrize("name", RESIZABLE)
 def test_a_resized_factor_counts_its_size_under_the_layout_instead_of_the_traced_one(name: str) -> None:
-    assert value(resized(Term(6.0 * 10), name, 6)) == 10 * SIZES[name]
+    size = {"batch": math.prod(SIZES[symbol] for symbol in (*DATA, "mb")), "microbatch": SIZES["microbatch"]}[name]
+    assert value(resized(Term(6.0 * 10), name, 6)) == pytest.approx(10 * size, rel=1e-15)
+
+
+def test_a_ranks_share_of_the_batch_depends_on_no_axis_that_the_batch_is_spread_over() -> None:
+    share = resized(Term(7.0), "batch", 1).times(DATA, -1)
+    assert share == Term(7.0).times(("mb",))
+
+
+def test_sequences_of_a_rank_follow_from_those_of_all() -> None:
+    batch = math.prod(SIZES[symbol] for symbol in (*DATA, "mb"))
+    given = {symbol: size for symbol, size in SIZES.items() if symbol != "mb"} | {"batch": batch}
+    assert Evaluator(given).sizes == SIZES
 
 
 @pytest.mark.parametrize("name", ["embed", None])
@@ -75,3 +103,58 @@ def test_an_array_of_sizes_gives_what_each_of_them_gives_to_the_last_bit(
     for term in many:
         expected = [float(each.term(term)) for each in apart]
         assert np.array_equal(np.broadcast_to(together.term(term), len(columns)), expected)
+
+
+@given(many=st.lists(terms, max_size=8))
+def test_terms_of_one_growth_are_an_amount_apart(many: list[Term]) -> None:
+    total = amount(many)
+    parts = by_growth(total)
+    for key, part in parts.items():
+        assert {growth(exponents) for exponents in part} == {key}
+    together: dict[tuple[int, ...], float] = {}
+    for part in parts.values():
+        together = plus(together, part)
+    assert together == total
+
+
+def test_growth_tells_what_a_larger_batch_makes_larger() -> None:
+    weights, activations = Term(1.0).times(("dp",), -1), Term(1.0).times(("mb", "cp"))
+    assert [growth(term.exponents) for term in (weights, activations)] == [(False, False), (True, False)]
+
+
+def test_symbols_are_those_with_an_exponent() -> None:
+    assert symbols_of([amount([Term(1.0).times(("pp",)), Term(2.0)]), amount([Term(1.0).times(("cp",), -1)])]) == [
+        "cp",
+        "pp",
+    ]
+
+
+# -- what is worked out when asked for ----------------------------------------------------------------------------
+
+
+def test_late_numbers_are_worked_out_by_name_and_only_then() -> None:
+    asked: list[str] = []
+
+    def number(name: str) -> float:
+        asked.append(name)
+        return float(len(name))
+
+    late = Late(("a", "bb"), number)
+    assert list(late) == ["a", "bb"]
+    assert asked == []
+    assert dict(late) == {"a": 1.0, "bb": 2.0}
+    assert asked == ["a", "bb"]
+    with pytest.raises(KeyError):
+        late["c"]
+
+
+def test_items_can_be_gone_through_again() -> None:
+    items = Again(lambda: iter((1, 2)))
+    assert [*items, *items] == [1, 2, 1, 2]
+
+
+def test_an_identity_is_equal_only_for_the_same_thing() -> None:
+    one, other = [1], [1]
+    assert Identity(one) == Identity(one)
+    assert Identity(one) != Identity(other)
+    assert len({Identity(one), Identity(one), Identity(other)}) == 2

@@ -38,9 +38,7 @@ class Ranking:
         broken = np.stack([np.broadcast_to(mask, scores.shape) for mask in estimate.violations.values()])
         self.evaluated += scores.size
         self.feasible += int(np.count_nonzero(fits))
-        # A stable sort, so that equal scores keep the order of the space and a search gives the same list every time.
-        order = np.argsort(scores, kind="stable")[: self.keep]
-        found = [(float(scores[i]), layouts.at(int(i))) for i in order if np.isfinite(scores[i])]
+        found = [(float(scores[i]), layouts.at(int(i))) for i in _least(scores, self.keep) if np.isfinite(scores[i])]
         self.best = sorted(self.best + found, key=lambda pair: pair[0])[: self.keep]
         counts = np.bincount(np.argmax(broken, axis=0)[~fits], minlength=len(broken))
         self.fallen.update({rule: int(n) for rule, n in zip(estimate.violations, counts, strict=True) if n})
@@ -48,7 +46,17 @@ class Ranking:
         return fits
 
     def _note_nearest(self, layouts: Layout, misses: NDArray[np.int64], memory: NDArray[np.float64]) -> None:
-        i = int(np.lexsort((memory, np.where(misses > 0, misses, np.inf)))[0])
+        fewest = np.min(misses, where=misses > 0, initial=np.iinfo(misses.dtype).max)
+        i = int(np.argmin(np.where(misses == fewest, memory, np.inf)))
         distance = (float(misses[i]), float(memory[i]))
         if misses[i] and distance < self._distance:
             self._distance, self.nearest = distance, layouts.at(i)
+
+
+def _least(scores: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """Where the least scores stand, least first; equal ones in order, so that every search gives the same list."""
+    if count < scores.size:
+        near = np.flatnonzero(scores <= np.partition(scores, count)[count])
+    else:
+        near = np.arange(scores.size)
+    return near[np.argsort(scores[near], kind="stable")][:count]

@@ -55,11 +55,11 @@ def search(
     study, not the result.
     """
     started = time.perf_counter()
-    table = space.table()
+    program = next(iter(graphs.values()))
+    table = space.table(program.size("experts"))
     chooser = EXHAUSTIVE if sampler == EXHAUSTIVE else f"{sampler} seed {seed}"
     key = _digest(graphs, space, machine, objective, chooser)
-    program = next(iter(graphs.values())).name
-    name = f"{program} on {machine.name}, {space.ranks} ranks, {sampler}, {objective.name}, {key}"
+    name = f"{program.name} on {machine.name}, {space.ranks} ranks, {sampler}, {objective.name}, {key}"
     study = Study(storage, name, objective, {"space": repr(space), "version": __version__})
     run = _Run(graphs, machine, table, study, progress, Ranking(objective=objective, keep=max(top, RECORDED)))
     with deferred_interrupt() as interrupt:

@@ -1,7 +1,8 @@
 """The layouts of a search: every way to factor the ranks over mesh axes, every microbatch, every execution choice.
 
 Structural choices (ZeRO stage, sequence parallelism, recompute policy) are few and listed; sizes are the rows of a
-table. A choice that changes nothing is made once: ZeRO needs fsdp > 1 and sequence parallelism tp > 1.
+table. A choice that changes nothing is made once: ZeRO needs fsdp or ep > 1, sequence parallelism tp > 1, a ring
+cp > 1.
 """
 
 from __future__ import annotations
@@ -17,15 +18,24 @@ from numpy.typing import NDArray
 
 from perfmodel import Layout, LayoutError
 
-AXES = ("tp", "pp", "cp", "fsdp", "dp")
+AXES = ("tp", "pp", "cp", "ep", "fsdp", "dp")
+DATA = ("ep", "fsdp", "dp")
+"""Axes whose ranks share the batch."""
+
 SIZES = (*AXES, "mb", "global_batch")
 """Columns of a table of sizes, in the order in which a sampler chooses them."""
 
 POLICIES = ("full", "selective", "none")
-CHOICES: Mapping[str, tuple[Any, ...]] = {"zero": (0, 1, 2, 3), "sp": (False, True), "recompute": POLICIES}
+CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "zero": (0, 1, 2, 3),
+    "sp": (False, True),
+    "ring": (False,),
+    "recompute": POLICIES,
+}
+"""Values of structural choices that are tried where none is given."""
 
-CHUNK = 16_384
-"""Layouts handed out in one array: enough to amortise a call, few enough to stay near the processor."""
+CHUNK = 65_536
+"""Layouts handed out in one array: enough that they have much in common, few enough to stay near the processor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +51,22 @@ class Space:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     policies: tuple[str, ...] = POLICIES
 
-    def table(self) -> Table:
-        """Every layout; raises LayoutError where the fixed keys leave none."""
+    def table(self, experts: int = 1) -> Table:
+        """Every layout of a program with so many experts; raises LayoutError where the fixed keys leave none."""
+        sizes = _factorizations(self.ranks, len(AXES))
+        sizes = sizes[experts % sizes[:, AXES.index("ep")] == 0]
         found = {}
-        for zero, sp, recompute in product(*(self._options(key) for key in CHOICES)):
-            structure = Layout(zero=zero, sp=sp, recompute=recompute)
-            rows = self._rows(structure)
+        for choices in product(*(self._options(key) for key in CHOICES)):
+            structure = Layout(**dict(zip(CHOICES, choices, strict=True)))
+            rows = self._rows(structure, sizes)
             if len(rows):
                 found[_name(structure)] = structure, rows[np.lexsort(rows.T[::-1])]
         if not found:
             fixed = ",".join(f"{key}={value}" for key, value in self.fixed.items())
             raise LayoutError(
                 f"layout: got {fixed}, with which there is no layout of {self.ranks} ranks and global batch "
-                f"{', '.join(map(str, self.global_batches))}, expected sizes that divide these: fix other values"
+                f"{', '.join(map(str, self.global_batches))}, expected sizes that divide these"
+                f"{f', and ep the {experts} experts' if 'ep' in self.fixed else ''}: fix other values"
             )
         return Table(found)
 
@@ -63,21 +76,22 @@ class Space:
             return (self.fixed[key],) if key in self.fixed else self.policies
         return tuple(sorted({CHOICES[key][0], self.fixed[key]})) if key in self.fixed else CHOICES[key]
 
-    def _rows(self, structure: Layout) -> NDArray[np.float64]:
-        sizes = _factorizations(self.ranks, len(AXES))
+    def _rows(self, structure: Layout, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
         columns = dict(zip(AXES, sizes.T, strict=True))
         keep = np.ones(len(sizes), dtype=np.bool_)
         for axis in AXES:
             keep &= columns[axis] == self.fixed.get(axis, columns[axis])
-        keep &= (columns["fsdp"] > 1) == (structure.zero > 0)
-        keep &= (columns["tp"] > 1) | (not structure.sp)
-        if self.fixed.get("sp"):
-            keep &= (columns["tp"] > 1) == structure.sp
+        keep &= (columns["fsdp"] * columns["ep"] > 1) == (structure.zero > 0)
+        for choice, axis in (("sp", "tp"), ("ring", "cp")):
+            chosen = getattr(structure, choice)
+            keep &= (columns[axis] > 1) | (not chosen)
+            if self.fixed.get(choice):
+                keep &= (columns[axis] > 1) == chosen
         return np.concatenate([self._microbatched(sizes[keep], batch) for batch in self.global_batches])
 
     def _microbatched(self, sizes: NDArray[np.float64], batch: int) -> NDArray[np.float64]:
         """Rows of `sizes` with each microbatch size that divides their share of the batch (1 where nothing does)."""
-        data = sizes[:, AXES.index("fsdp")] * sizes[:, AXES.index("dp")]
+        data = sizes[:, [AXES.index(axis) for axis in DATA]].prod(axis=1)
         blocks = [np.empty((0, len(SIZES)))]
         for ranks in np.unique(data):
             share, rest = divmod(batch, int(ranks))
@@ -134,12 +148,13 @@ class Table:
 
 def _name(layout: Layout) -> str:
     """The structural choices of a layout."""
-    return f"zero={layout.zero},sp={int(layout.sp)},recompute={layout.recompute}"
+    ring = ",ring=1" if layout.ring else ""
+    return f"zero={layout.zero},sp={int(layout.sp)}{ring},recompute={layout.recompute}"
 
 
 def _layouts(structure: Layout, rows: NDArray[np.float64]) -> Layout:
     """Rows of a table as layouts."""
-    sizes: dict[str, Any] = dict(zip(SIZES, rows.T, strict=True))
+    sizes: dict[str, Any] = dict(zip(SIZES, np.ascontiguousarray(rows.T), strict=True))
     return replace(structure, **sizes)
 
 
