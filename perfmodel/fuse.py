@@ -243,7 +243,7 @@ def executed(sharded: ShardedGraph, local: LocalOp) -> list[tuple[str, str, Term
         term = Term(work.flops * work.share)
         for i in work.over:
             factor = sharded.graph.factors[local.op.local[i]]
-            term = resized(term.times(local.axes[i], -1), factor.name, factor.size)
+            term = resized(term.times(local.axes[i], -1), factor.name, factor.named_size)
         found.append((_engine(local.op, work), work.dtype, term))
     return found
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from perfmodel.errors import LayoutError
 from perfmodel.graph import Graph
-from perfmodel.work import TP, Floats, Number
+from perfmodel.work import MESH, TP, Floats, Number
 
-AXES = ("tp", "cp", "fsdp", "dp", "pp")
+AXES = ("tp", "cp", "ep", "fsdp", "dp", "pp")
 """Mesh axes, innermost on the fabric first: the axis that communicates most sits on the nearest ranks."""
 
 RECOMPUTE = ("none", "selective", "full")
-NOT_YET = {"ep": "expert parallelism", "vpp": "interleaved pipeline schedules"}
+NOT_YET = {"vpp": "interleaved pipeline schedules"}
 
 Rules: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 """(axis name, mesh axes) pairs; where two names want one mesh axis in one op, the earlier pair wins."""
@@ -26,26 +26,33 @@ Rules: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """Which mesh axes shard which axis names: while computing, and while kept in memory (by role)."""
+    """Which mesh axes shard which axis names: while computing, and while kept in memory (by role).
+
+    ring: whether a marked kernel that needs all of an index it is itself spread over (keys and values of other ranks'
+          tokens) sees it part by part, passed round a ring, instead of gathered
+    """
 
     compute: Rules
     stored: Mapping[str, Rules]
+    ring: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """One layout, or equally shaped arrays of layouts.
 
-    dp, fsdp, tp, cp, pp: sizes of the mesh axes; their product is the number of ranks
-    mb:            sequences per microbatch on each data-parallel rank
+    dp, fsdp, ep, tp, cp, pp: sizes of the mesh axes; their product is the number of ranks
+    mb:            sequences per microbatch on each data-parallel rank (dp, fsdp and ep spread the batch)
     global_batch:  sequences per step over all ranks
-    zero:          ZeRO stage over fsdp: 1 optimizer state, 2 and gradients, 3 and parameters (FSDP)
+    zero:          ZeRO stage over fsdp and ep: 1 optimizer state, 2 and gradients, 3 and parameters (FSDP)
     sp:            whether activations between blocks are sharded over tp along the sequence
+    ring:          whether keys and values pass round a ring of the cp ranks instead of being gathered
     recompute:     none, selective (attention core) or full
     """
 
     dp: Number = 1
     fsdp: Number = 1
+    ep: Number = 1
     tp: Number = 1
     cp: Number = 1
     pp: Number = 1
@@ -53,6 +60,7 @@ class Layout:
     global_batch: Number = 1
     zero: int = 3
     sp: bool = True
+    ring: bool = False
     recompute: str = "full"
 
     @staticmethod
@@ -87,15 +95,16 @@ class Layout:
         return layout
 
     def settled(self) -> Layout:
-        """The same layout without choices about axes of size 1: no ZeRO without fsdp, no sequence parallelism without
-        tp; scalar layouts only.
+        """The same layout without choices about axes of size 1: no ZeRO without fsdp or ep, no sequence parallelism
+        without tp, no ring without cp; scalar layouts only.
         """
-        return replace(self, zero=self.zero if self.fsdp > 1 else 0, sp=bool(self.sp and self.tp > 1))
+        zero = self.zero if self.fsdp * self.ep > 1 else 0
+        return replace(self, zero=zero, sp=bool(self.sp and self.tp > 1), ring=bool(self.ring and self.cp > 1))
 
     @property
     def data(self) -> Number:
         """Number of ranks that the batch is spread over."""
-        return self.dp * self.fsdp
+        return self.dp * self.fsdp * self.ep
 
     @property
     def ranks(self) -> Number:
@@ -110,7 +119,7 @@ class Layout:
     @property
     def assignment(self) -> Assignment:
         """The structure of this layout; equal for every element of an array of layouts."""
-        return assignment(zero=self.zero, sp=self.sp)
+        return assignment(zero=self.zero, sp=self.sp, ring=self.ring)
 
     def sizes(self, graph: Graph) -> dict[str, Number]:
         """Sizes of the symbols of `perfmodel.work` for a graph, as float64."""
@@ -120,15 +129,17 @@ class Layout:
         return {
             TP[0]: tp_kv,
             TP[1]: tp / tp_kv,
-            **{axis: _float(getattr(self, axis)) for axis in ("cp", "fsdp", "dp", "pp")},
+            **{axis: _float(getattr(self, axis)) for axis in MESH[len(TP) :]},
             "batch": _float(self.mb) * _float(self.data),
             "microbatch": _float(self.microbatches),
         }
 
     def notation(self) -> str:
         """The layout as `parse` reads it; scalar layouts only."""
-        numbers = [f"{key}={int(getattr(self, key))}" for key in ("dp", "fsdp", "tp", "cp", "pp", "mb")]
-        return ",".join([*numbers, f"zero={self.zero}", f"sp={int(self.sp)}", f"recompute={self.recompute}"])
+        keys = ("dp", "fsdp", *(("ep",) if self.ep > 1 else ()), "tp", "cp", "pp", "mb")
+        numbers = [f"{key}={int(getattr(self, key))}" for key in keys]
+        ring = ("ring=1",) if self.ring else ()
+        return ",".join([*numbers, f"zero={self.zero}", f"sp={int(self.sp)}", *ring, f"recompute={self.recompute}"])
 
     def at(self, i: int) -> Layout:
         """The i-th layout of an array."""
@@ -137,7 +148,7 @@ class Layout:
         return replace(self, **picked)
 
 
-STRUCTURE = ("zero", "sp", "recompute")
+STRUCTURE = ("zero", "sp", "ring", "recompute")
 
 
 def _float(x: Number) -> Number:
@@ -145,25 +156,26 @@ def _float(x: Number) -> Number:
     return array if array.ndim else float(array)
 
 
-def assignment(*, zero: int, sp: bool) -> Assignment:
+def assignment(*, zero: int, sp: bool, ring: bool = False) -> Assignment:
     """The strategies as data: no strategy has code of its own.
 
-    Weights: embed -> fsdp where the ZeRO stage stores that role sharded. Compute: heads, mlp and vocab -> tp,
-    layers -> pp, batch -> dp and fsdp, seq -> cp, and with sequence parallelism -> tp wherever nothing else in the
-    op wants it.
+    Weights: embed -> fsdp (and ep, but for experts) where the ZeRO stage stores that role sharded. Compute: experts ->
+    ep, heads, mlp and vocab -> tp, layers -> pp, batch -> dp, fsdp and ep, seq -> cp, and with sequence parallelism ->
+    tp wherever nothing else in the op wants it.
     """
-    sharded: Rules = (("embed", ("fsdp",)),)
+    sharded: Rules = (("experts", ("ep",)), ("embed", ("fsdp", "ep")))
     stages = {"optimizer": 1, "gradients": 2, "parameters": 3}
     compute: Rules = (
         ("layers", ("pp",)),
+        ("experts", ("ep",)),
         ("kv_heads", TP[:1]),
         ("q_per_kv", TP[1:]),
         ("mlp", TP),
         ("vocab", TP),
-        ("batch", ("dp", "fsdp")),
+        ("batch", ("dp", "fsdp", "ep")),
         ("seq", ("cp", *TP) if sp else ("cp",)),
     )
-    return Assignment(compute=compute, stored={r: sharded if zero >= s else () for r, s in stages.items()})
+    return Assignment(compute=compute, stored={r: sharded if zero >= s else () for r, s in stages.items()}, ring=ring)
 
 
 def _pairs(notation: str) -> dict[str, str]:
@@ -197,8 +209,8 @@ def _value(key: str, text: str) -> Any:
     if not (text.isascii() and text.isdecimal()):
         raise LayoutError(f"layout: got {key}={text}, expected a whole number: write it as {key}=8, keys with commas")
     number = int(text)
-    low, high = {"zero": (0, 3), "sp": (0, 1)}.get(key, (1, None))
+    low, high = {"zero": (0, 3), "sp": (0, 1), "ring": (0, 1)}.get(key, (1, None))
     if number < low or (high is not None and number > high):
         upper = f"{low} to {high}" if high is not None else f"at least {low}"
         raise LayoutError(f"layout: got {key}={number}, expected {upper}: change {key}")
-    return bool(number) if key == "sp" else number
+    return bool(number) if key in ("sp", "ring") else number

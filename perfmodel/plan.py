@@ -143,11 +143,12 @@ def _zero_fills(sharded: ShardedGraph, loop: LocalLoop, when: _When, stages: Sta
 
 
 def _collective(sharded: ShardedGraph, node: Reshard, when: _When, stages: Stages) -> Traffic:
+    """What is gathered or scattered on a ring of n ranks goes in n - 1 messages, each a rank's part."""
     return Traffic(
-        kind=node.kind,
+        kind="permute" if node.ring else node.kind,
         axes=tuple(axis for axis in MESH if axis in node.axes),
-        bytes=node.bytes,
-        times=amount([when.times]),
+        bytes=node.bytes.times(node.axes, -1) if node.ring else node.bytes,
+        times=amount([when.times.times(node.axes), when.times * Term(-1.0)] if node.ring else [when.times]),
         phase=when.phase,
         klass=klass_of(node.axes, when.repeated),
         repeated=when.repeated,
@@ -161,6 +162,8 @@ def klass_of(axes: Sequence[str], repeated: bool) -> str:
         return "data"
     if "fsdp" in axes or "dp" in axes:
         return "fsdp"
+    if "ep" in axes:
+        return "expert"
     if set(TP) & set(axes):
         return "tensor"
     return "context" if "cp" in axes else "pipeline"
@@ -238,6 +241,7 @@ def _global_flops(sharded: ShardedGraph, op: Op, times: Term) -> list[Term]:
         if work.engine == "tensor":
             term = times * Term(work.flops)
             for i in work.over:
-                term = resized(term, factors[op.local[i]].name, factors[op.local[i]].size)
+                factor = factors[op.local[i]]
+                term = resized(term, factor.name, factor.named_size)
             terms.append(term)
     return terms

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from perfmodel.graph import Graph, Loop, Op
+from perfmodel.agreement import Agreement
+from perfmodel.copies import Copies, Site
+from perfmodel.graph import Graph, Loop, Node, Op
 from perfmodel.layout import Assignment
 from perfmodel.placement import Placement
-from perfmodel.sharded import Copy, LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
-from perfmodel.state import LOCAL, Axes, State, after, sharding, steps, unclaimed
+from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
+from perfmodel.state import Axes, State, sharding
 
 
 def shard(graph: Graph, assignment: Assignment) -> ShardedGraph:
@@ -26,98 +28,34 @@ class _Sharder:
         self.graph = graph
         self.assignment = assignment
         self.place = Placement(graph, assignment)
-        self.copies: list[Copy] = []
-        self.env: dict[int, list[int]] = {}  # graph value -> copies of it, oldest first
-        self.free: set[int] = set()  # copies made of constants only: any state costs nothing
-        self.zero: set[int] = set()  # graph values known to be zero: partial and whole at once
-        self.lazy: dict[int, Op] = {}  # broadcasts, made in whatever state a consumer asks for
+        self.agreement = Agreement(graph, self.place)
+        self.copies = Copies(self.place)
+        self.settled: dict[object, dict[int, State]] = {}  # what trial trips have found, by loop and what enters it
 
     def run(self) -> ShardedGraph:
-        graph = self.graph
-        parameters = [self.define(p.value, self.place.resting_state(p.value, p.role)) for p in graph.parameters]
+        graph, copies = self.graph, self.copies
+        parameters = [copies.define(p.value, self.place.resting_state(p.value, p.role)) for p in graph.parameters]
         nodes: list[LocalNode] = []
         self.nodes(graph.nodes, nodes)
         roles = {p.alias: p.role for p in graph.parameters if p.alias is not None}
+        end = Site(nodes=nodes, phase="update", source="result")
         results = [
-            self.obtain(value, self.place.resting_state(value, roles.get(i)), nodes, "update", "result")
+            copies.obtain(value, self.place.resting_state(value, roles.get(i)), end)
             for i, value in enumerate(graph.results)
         ]
         return ShardedGraph(
             graph=graph,
             assignment=self.assignment,
-            copies=tuple(self.copies),
+            copies=tuple(copies.table),
             parameters=tuple(parameters),
             nodes=tuple(nodes),
             results=tuple(results),
-            free=frozenset(self.free),
+            free=copies.all_free,
         )
-
-    # -- values ---------------------------------------------------------------------------------------------------
-
-    def define(self, value: int, state: State, *, free: bool = False) -> int:
-        """A new copy of a value."""
-        self.copies.append(Copy(value, state, self.place.bytes(value, state)))
-        copy = len(self.copies) - 1
-        self.env.setdefault(value, []).append(copy)
-        if free:
-            self.free.add(copy)
-        return copy
-
-    def obtain(self, value: int, state: State, out: list[LocalNode], phase: str, source: str) -> int:
-        """A copy of `value` in `state`, made by the cheapest collectives from the copies at hand."""
-        copies = self.env.get(value, [])
-        for copy in copies:
-            if self.copies[copy].state == state:
-                return copy
-        if value in self.lazy:
-            return self._broadcast(value, state, out)
-        if copies[0] in self.free:
-            return self.define(value, state, free=True)
-        start = min(copies, key=lambda copy: (self._distance(self.copies[copy].state, state), -copy))
-        return self._convert(start, state, out, phase, source)
-
-    def _broadcast(self, value: int, state: State, out: list[LocalNode]) -> int:
-        """A copy of a broadcast value: cheaper made anew in each state than moved."""
-        op = self.lazy[value]
-        axes: list[Axes] = [()] * len(op.local)
-        for dim, dim_axes in zip(op.result_dims[0], state.dims, strict=True):
-            for i, each in zip(dim, dim_axes, strict=True):
-                axes[i] = each
-        (source,), (dims,) = op.operands, op.operand_dims
-        operand = self.obtain(source, State(sharding(dims, axes)), out, op.phase, op.source)
-        result = self.define(value, State(state.dims))
-        out.append(LocalOp(op=op, operands=(operand,), results=(result,), axes=tuple(axes)))
-        return self._convert(result, state, out, op.phase, op.source)
-
-    def state(self, value: int) -> State:
-        """The state a value is in now; a broadcast is in none."""
-        if value in self.lazy:
-            return State(tuple(((),) * len(dim) for dim in self.graph.values[value].dims))
-        return self.copies[self.env[value][-1]].state
-
-    def is_free(self, value: int) -> bool:
-        """Whether a value is made of constants only."""
-        return value not in self.lazy and self.env[value][0] in self.free
-
-    def _distance(self, have: State, want: State) -> int:
-        """How many axes must communicate; a partial sum counts twice, since undoing it costs most."""
-        moves = steps(have, want)
-        return sum(len(axes) for kind, axes in moves if kind not in LOCAL) + len(have.partial - want.partial)
-
-    def _convert(self, copy: int, want: State, out: list[LocalNode], phase: str, source: str) -> int:
-        for kind, axes in steps(self.copies[copy].state, want):
-            have = self.copies[copy]
-            state = after(have.state, want, kind, axes)
-            new = self.define(have.value, state)
-            size = self.copies[new].bytes if kind == "all_gather" else have.bytes
-            reshard = Reshard(kind=kind, axes=axes, operand=copy, result=new, bytes=size, phase=phase, source=source)
-            out.append(reshard)
-            copy = new
-        return copy
 
     # -- ops ------------------------------------------------------------------------------------------------------
 
-    def nodes(self, nodes: Sequence[Op | Loop], out: list[LocalNode]) -> None:
+    def nodes(self, nodes: Sequence[Node], out: list[LocalNode]) -> None:
         for node in nodes:
             if isinstance(node, Loop):
                 self.loop(node, out)
@@ -125,127 +63,82 @@ class _Sharder:
                 self.op(node, out)
 
     def op(self, op: Op, out: list[LocalNode]) -> None:
-        free = all(self.is_free(v) for v in op.operands)
+        copies = self.copies
+        free = all(map(copies.is_free, op.operands))
         if op.kind == "broadcast_in_dim" and not free and self.place.expands(op):
-            self.lazy[op.results[0]] = op
+            copies.postpone(op)
             return
-        states = [self.state(v) for v in op.operands]
-        passing = frozenset() if free else self.passing(op, states)
-        axes = self.local_axes(op, states, passing)
+        states = self.states(op)
+        passing = frozenset() if free else self.agreement.passing(op, states, copies)
+        axes = self.agreement.axes(op, states, passing, copies)
+        site = Site(nodes=out, phase=op.phase, source=op.source, ring=frozenset() if free else self.ring(op, axes))
         operands = tuple(
-            self.obtain(v, State(sharding(dims, axes), partial), out, op.phase, op.source)
-            for v, dims, partial in zip(
-                op.operands, op.operand_dims, self._carried_in(op, states, passing), strict=True
-            )
+            copies.obtain(value, State(sharding(dims, axes), partial), site)
+            for value, dims, partial in zip(op.operands, op.operand_dims, _carried_in(op, states, passing), strict=True)
         )
         results = []
-        unreduced = []
         for value, dims, summed in zip(op.results, op.result_dims, op.summed, strict=True):
             partial = frozenset() if free else passing | {axis for i in summed for axis in axes[i]}
-            state = State(sharding(dims, axes), partial)
-            results.append(self.define(value, state, free=free))
-            if partial and op.reducer != "add":
-                unreduced.append((value, State(state.dims)))
+            results.append(copies.define(value, State(sharding(dims, axes), partial), free=free))
+        copies.made_in_parts(results, operands, site.ring)
         if op.kind == "zeros":
-            self.zero.update(op.results)
-        out.append(LocalOp(op=op, operands=operands, results=tuple(results), axes=axes))
-        for value, state in unreduced:  # a maximum over ranks can't be carried along like a sum
-            self.obtain(value, state, out, op.phase, op.source)
+            copies.zero.update(op.results)
+        if op.kind == "collective_permute":
+            out.append(self.permute(op, operands[0], results[0], axes))
+        else:
+            out.append(LocalOp(op=op, operands=operands, results=tuple(results), axes=axes))
+        if op.reducer != "add":  # a maximum over ranks can't be carried along like a sum
+            for copy in results:
+                copies.obtain(copies.table[copy].value, State(copies.table[copy].state.dims), site)
 
-    def _carried_in(self, op: Op, states: Sequence[State], passing: frozenset[str]) -> list[frozenset[str]]:
-        """Axes over which each operand enters as a partial sum."""
-        if op.kind == "dot_general":
-            return [passing & state.partial for state in states]
-        return [passing if k in op.linear else frozenset() for k in range(len(states))]
+    def states(self, op: Op) -> list[State]:
+        """The states of an op's operands; what is added to a pending sum is taken where the sum can be scattered."""
+        states = list(map(self.copies.state, op.operands))
+        pending = frozenset().union(*(state.partial for state in states))
+        if op.kind in ("add", "subtract") and pending:
+            return [self.copies.beside(value, pending) for value in op.operands]
+        return states
 
-    def passing(self, op: Op, states: Sequence[State]) -> frozenset[str]:
-        """Axes over which the op may work on partial sums: it is linear, and every operand concerned is partial."""
-        if op.kind == "dot_general":
-            return self._through_matmul(op, states)
-        if not op.linear or not any(states[k].partial for k in op.linear):
+    def ring(self, op: Op, axes: Sequence[Axes]) -> frozenset[str]:
+        """Axes over which a marked kernel is spread along one index while it needs all of its like."""
+        if not self.assignment.ring or not op.kind.startswith("perfmodel."):
             return frozenset()
-        if op.kind == "convert" and self.place.widens(op):
-            return self._waiting(op.operands[0], states[0])
-        summands = [states[k] for k in op.linear if op.operands[k] not in self.zero]
-        others = [states[k].partial for k in range(len(states)) if k not in op.linear]
-        common = frozenset.intersection(*(state.partial for state in summands)).difference(*others)
-        if op.kind in ("add", "subtract") and common:
-            # a summand that is whole over an axis can be counted once, so that the sum waits for all axes at once
-            together = frozenset().union(*(state.partial for state in summands))
-            common |= {axis for axis in together if not any(axis in state.axes for state in summands)}
-        return common
+        twice = {factor for factor in op.local if op.local.count(factor) > 1}
+        return frozenset(axis for i, own in enumerate(axes) if op.local[i] in twice for axis in own)
 
-    def _through_matmul(self, op: Op, states: Sequence[State]) -> frozenset[str]:
-        """A matmul is linear in each operand. Waiting pays where its result must be reduced anyway: later in the step
-        (gradients of weights) or because the matmul itself sums over a sharded index; but an operand that comes to
-        rest scattered is scattered first, and each rank multiplies its part.
-        """
-        reduced = any(self.place.wanted[op.local[i]] for i in op.summed[0])
-        if not reduced and self.place.is_activation(op.results[0]):
-            return frozenset()
-        left, right = (state.partial for state in states)
-        scattered = [self.place.resting_state(v).axes for v in op.operands]
-        return (left - right - scattered[0]) | (right - left - scattered[1])
-
-    def _waiting(self, value: int, state: State) -> frozenset[str]:
-        """Axes over which a sum stays partial for long. Any other is reduced while its type is narrow: an activation's
-        is needed soon, and a gradient kept scattered is scattered at once.
-        """
-        return frozenset() if self.place.is_activation(value) else self.place.at_rest(value, state, "gradients").partial
-
-    def local_axes(self, op: Op, states: Sequence[State], passing: frozenset[str]) -> tuple[Axes, ...]:
-        """Mesh axes of each local index: names as assigned, then whatever shards the operands already, then the
-        resting place of gradients for partial sums that must be resolved here.
-        """
-        chosen: list[Axes] = [()] * len(op.local)
-        taken = set(passing)
-        blocked = set(op.blocked)
-
-        def claim(i: int, axes: Sequence[str]) -> None:
-            if won := unclaimed(axes, taken) if axes else ():
-                chosen[i] = (*chosen[i], *won)
-                taken.update(won)
-
-        for i in self.place.by_priority(op):
-            if i not in blocked:
-                claim(i, self.place.wanted[op.local[i]])
-        for k, dims in enumerate(op.operand_dims):
-            if self.is_free(op.operands[k]):
-                continue
-            for dim, dim_axes in zip(dims, states[k].dims, strict=True):
-                for i, axes in zip(dim, dim_axes, strict=True):
-                    if i not in blocked and i not in op.stepped:
-                        claim(i, axes)
-        for k, dims in enumerate(op.operand_dims):
-            unresolved = states[k].partial - taken
-            for i in (i for dim in dims for i in dim if i not in blocked):
-                claim(i, self.place.resting_axes(op.local[i], unresolved, "optimizer"))
-        return tuple(chosen)
+    def permute(self, op: Op, operand: int, result: int, axes: Sequence[Axes]) -> Reshard:
+        """A message from each rank to another, along the index that the program has bound to a mesh axis."""
+        return Reshard(
+            kind="permute",
+            axes=tuple(axis for i, _ in op.pinned for axis in axes[i]),
+            operand=operand,
+            result=result,
+            bytes=self.copies.table[operand].bytes,
+            phase=op.phase,
+            source=op.source,
+        )
 
     # -- loops ----------------------------------------------------------------------------------------------------
 
     def loop(self, loop: Loop, out: list[LocalNode]) -> None:
-        operands = [self.carried(loop, k, out) for k in range(len(loop.operands))]
-        accumulates = [
-            value in self.zero and loop.parameters[k] != loop.yields[k] for k, value in enumerate(loop.operands)
-        ]
-        settled = self._settle(loop, operands, accumulates) if any(accumulates) else {}
-        for k, state in settled.items():
-            operands[k] = self.obtain(loop.operands[k], state, out, loop.phase, loop.source)
+        copies = self.copies
+        site = Site(nodes=out, phase=loop.phase, source=loop.source)
+        operands = [self.carried(loop, k, site) for k in range(len(loop.operands))]
+        for k, state in self.accumulators(loop, operands).items():
+            operands[k] = copies.obtain(loop.operands[k], state, site)
         parameters = tuple(self.parameter(loop, k, operand) for k, operand in enumerate(operands))
         body: list[LocalNode] = []
         self.nodes(loop.body, body)
+        inside = Site(nodes=body, phase=loop.phase, source=loop.source)
         yields = tuple(
-            self.obtain(y, self.copies[p].state, body, loop.phase, loop.source)
-            for y, p in zip(loop.yields, parameters, strict=True)
+            copies.obtain(y, copies.table[p].state, inside) for y, p in zip(loop.yields, parameters, strict=True)
         )
-        results = tuple(self.define(r, self.copies[p].state) for r, p in zip(loop.results, parameters, strict=True))
-        axes = self.place.wanted[loop.trip]
+        results = tuple(copies.define(r, copies.table[p].state) for r, p in zip(loop.results, parameters, strict=True))
         out.append(
             LocalLoop(
                 loop=loop,
                 trips=self.place.trips(loop.trip),
-                axes=axes,
+                axes=self.place.wanted[loop.trip],
                 operands=tuple(operands),
                 parameters=parameters,
                 body=tuple(body),
@@ -254,49 +147,61 @@ class _Sharder:
             )
         )
 
-    def carried(self, loop: Loop, k: int, out: list[LocalNode]) -> int:
+    def carried(self, loop: Loop, k: int, site: Site) -> int:
         """The copy of a loop operand that enters the loop: no partial sum does."""
-        value = loop.operands[k]
-        if value in self.lazy:
-            return self.obtain(value, self.place.resting_state(value), out, loop.phase, loop.source)
-        copy = self.env[value][0] if loop.parameters[k] == loop.yields[k] else self.env[value][-1]
-        state = self.copies[copy].state
-        if copy in self.free or (loop.parameters[k] != loop.yields[k] and self.place.is_activation(value)):
-            return self.obtain(value, self.place.resting_state(value), out, loop.phase, loop.source)
+        value, copies = loop.operands[k], self.copies
+        changes = loop.parameters[k] != loop.yields[k]
+        if copies.is_lazy(value):
+            return copies.obtain(value, self.place.resting_state(value), site)
+        copy = copies.last(value) if changes else copies.first(value)
+        if copies.costs_nothing(copy) or (changes and self.place.is_activation(value)):
+            return copies.obtain(value, self.place.resting_state(value), site)
+        state = copies.table[copy].state
         if not state.partial:
             return copy
-        rest = self.place.at_rest(value, state, "optimizer")
-        return self.obtain(value, State(rest.dims), out, loop.phase, loop.source)
+        return copies.obtain(value, State(self.place.at_rest(value, state, "optimizer").dims), site)
 
     def parameter(self, loop: Loop, k: int, operand: int) -> int:
         """The copy that a loop's body sees; constants that every trip reads stay free."""
-        unchanging = loop.parameters[k] == loop.yields[k]
-        return self.define(loop.parameters[k], self.copies[operand].state, free=unchanging and operand in self.free)
+        free = loop.parameters[k] == loop.yields[k] and self.copies.costs_nothing(operand)
+        return self.copies.define(loop.parameters[k], self.copies.table[operand].state, free=free)
 
-    def _settle(self, loop: Loop, operands: Sequence[int], accumulates: Sequence[bool]) -> dict[int, State]:
-        """States of accumulators: what one trial trip leaves in them, with gradients at rest where they are kept."""
-        saved = (
-            {v: list(c) for v, c in self.env.items()},
-            len(self.copies),
-            set(self.free),
-            set(self.zero),
-            dict(self.lazy),
-        )
+    def accumulators(self, loop: Loop, operands: Sequence[int]) -> dict[int, State]:
+        """States of what a loop adds up from zero: what one trial trip leaves in them, with gradients at rest where
+        they are kept.
+        """
+        slots = [
+            k
+            for k, value in enumerate(loop.operands)
+            if value in self.copies.zero and loop.parameters[k] != loop.yields[k]
+        ]
+        entering = [(self.copies.table[copy].state, self.copies.costs_nothing(copy)) for copy in operands]
+        key = (id(loop), tuple(slots), tuple(entering))
+        if slots and key not in self.settled:
+            self.settled[key] = self.trial(loop, operands, slots)
+        return self.settled.get(key, {})
+
+    def trial(self, loop: Loop, operands: Sequence[int], slots: Sequence[int]) -> dict[int, State]:
+        """What one trip leaves in accumulators that may be in any state."""
+        kept, self.copies = self.copies, self.copies.fork()
         for k, parameter in enumerate(loop.parameters):
             copy = self.parameter(loop, k, operands[k])
-            if accumulates[k]:
-                self.free.add(copy)
-                self.zero.add(parameter)
+            if k in slots:
+                self.copies.free(copy)
+                self.copies.zero.add(parameter)
         self.nodes(loop.body, [])
-        settled = {}
-        for k, value in enumerate(loop.yields):
-            if accumulates[k]:
-                settled[k] = self._accumulator_state(loop.parameters[k], self.state(value))
-        self.env, count, self.free, self.zero, self.lazy = saved
-        del self.copies[count:]
-        return settled
+        left = {k: self.copies.state(loop.yields[k]) for k in slots}
+        self.copies = kept
+        return {k: self.accumulator_state(loop.parameters[k], state) for k, state in left.items()}
 
-    def _accumulator_state(self, value: int, state: State) -> State:
+    def accumulator_state(self, value: int, state: State) -> State:
         if self.place.is_activation(value):
             return self.place.resting_state(value)
         return self.place.at_rest(value, state, "gradients")
+
+
+def _carried_in(op: Op, states: Sequence[State], passing: frozenset[str]) -> list[frozenset[str]]:
+    """Axes over which each operand enters as a partial sum."""
+    if op.kind == "dot_general":
+        return [passing & state.partial for state in states]
+    return [passing if k in op.linear else frozenset() for k in range(len(states))]

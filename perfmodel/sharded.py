@@ -13,11 +13,14 @@ from perfmodel.work import MICROBATCH, SYMBOLS, Term
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One version of a graph value on the ranks: its state and its bytes on each."""
+    """One version of a graph value on the ranks: its state, its bytes on each, and the bytes that memory holds of it
+    (None: all; of what passes round a ring, the part at work and the part that arrives).
+    """
 
     value: int
     state: State
     bytes: Term
+    held: Term | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,8 @@ class LocalOp:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reshard:
     """A collective over mesh axes. `bytes` per rank: all_gather counts its output, reduce_scatter its input,
-    all_reduce and all_to_all their buffer.
+    all_reduce and all_to_all their buffer, permute its message. A gather or scatter on a `ring` goes part by part,
+    from each rank to the next.
     """
 
     kind: str
@@ -43,6 +47,7 @@ class Reshard:
     bytes: Term
     phase: str
     source: str
+    ring: bool = False
 
     @property
     def operands(self) -> tuple[int, ...]:

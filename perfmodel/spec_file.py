@@ -85,6 +85,7 @@ class Groups(Strict):
 
     tp: Number[Sizes] | None = None
     cp: Number[Sizes] | None = None
+    ep: Number[Sizes] | None = None
     fsdp: Number[Sizes] | None = None
     dp: Number[Sizes] | None = None
     pp: Number[Sizes] | None = None

@@ -10,7 +10,9 @@ from perfmodel.work import TP
 
 Axes: TypeAlias = tuple[str, ...]
 LOCAL = ("slice", "mask")
-"""Changes of state that move nothing: dropping all but one's own part, counting a whole value once in a sum."""
+"""Changes of state that move nothing: dropping all but one's own part; counting a whole value once in a sum, or each
+rank its own part among zeros.
+"""
 Sharding: TypeAlias = tuple[tuple[Axes, ...], ...]  # per dim, per factor of the dim (major to minor)
 
 
@@ -25,6 +27,11 @@ class State:
     def axes(self) -> frozenset[str]:
         """Every mesh axis that shards a dim."""
         return frozenset(axis for dim in self.dims for axes in dim for axis in axes)
+
+
+def mesh_axes(names: Sequence[str]) -> Axes:
+    """Mesh axes as the assignment sees them: tp is two."""
+    return tuple(part for name in names for part in (TP if name == "tp" else (name,)))
 
 
 def unclaimed(axes: Sequence[str], taken: set[str]) -> Axes:
@@ -53,7 +60,7 @@ def steps(have: State, want: State) -> list[tuple[str, Axes]]:
         "reduce_scatter": {a for a in resolve if a in goal},
         "all_reduce": {a for a in resolve if a not in goal},
         "all_to_all": {a for a in there if a in goal and there[a] != goal[a]},
-        "all_gather": {a for a in there if a not in goal},
+        "all_gather": {a for a in there if a not in goal and a not in want.partial},
     }
     return [(kind, tuple(sorted(axes))) for kind, axes in kinds.items() if axes]
 

@@ -63,8 +63,8 @@ def test_nothing_given_is_data_parallel() -> None:
         ("zero=0", "zero", 0),
         ("recompute=none", "recompute", "none"),
         ("mb=16", "mb", 16),
-        ("ep=1", "dp", 8),
-        ("ep=1,vpp=1,pp=2", "pp", 2),
+        ("ep=2", "dp", 4),
+        ("vpp=1,pp=2", "pp", 2),
         (" tp=2 , pp=2,", "tp", 2),
     ],
 )
@@ -75,13 +75,13 @@ def test_a_key_sets_its_field(notation: str, field: str, value: object) -> None:
 
 
 def test_read_keys_returns_only_what_was_given() -> None:
-    assert Layout.read_keys("tp=8,sp=0,ep=1") == {"tp": 8, "sp": False}
+    assert Layout.read_keys("tp=8,sp=0,ring=1,vpp=1") == {"tp": 8, "sp": False, "ring": True}
 
 
 @pytest.mark.parametrize(
     ("notation", "got", "expected", "to_do"),
     [
-        ("tq=8", "'tq'", "one of tp, cp, fsdp, dp, pp, mb, zero, sp, recompute", "correct or remove it"),
+        ("tq=8", "'tq'", "one of tp, cp, ep, fsdp, dp, pp, mb, zero, sp, ring, recompute", "correct or remove it"),
         ("tp=2,tp=4", "'tp' twice", "once", "remove one"),
         ("tp", "'tp'", "key=value", "write it as tp=8"),
         ("tp=", "'tp='", "key=value", "write it as tp=8"),
@@ -93,7 +93,6 @@ def test_read_keys_returns_only_what_was_given() -> None:
         ("zero=4", "zero=4", "0 to 3", "change zero"),
         ("sp=2", "sp=2", "0 to 1", "change sp"),
         ("recompute=foo", "recompute=foo", "one of none, selective, full", "choose"),
-        ("ep=8", "ep=8", "not in this release yet", "use ep=1"),
         ("vpp=2", "vpp=2", "not in this release yet", "use vpp=1"),
         ("tp=3", "3", "a divisor of 64 ranks", "change an axis"),
         ("tp=128", "128", "a divisor of 64 ranks", "change an axis"),
@@ -112,9 +111,9 @@ def test_a_wrong_notation_says_what_was_got_what_was_expected_and_what_to_do(
 
 
 def test_ranks_data_ranks_and_microbatches_are_products_of_the_sizes() -> None:
-    layout = Layout(dp=2, fsdp=3, tp=5, cp=7, pp=11, mb=13, global_batch=2 * 3 * 13 * 17)
-    assert layout.data == 2 * 3
-    assert layout.ranks == 2 * 3 * 5 * 7 * 11
+    layout = Layout(dp=2, fsdp=3, ep=19, tp=5, cp=7, pp=11, mb=13, global_batch=2 * 3 * 19 * 13 * 17)
+    assert layout.data == 2 * 3 * 19
+    assert layout.ranks == 2 * 3 * 19 * 5 * 7 * 11
     assert layout.microbatches == 17
 
 
@@ -148,7 +147,7 @@ def test_an_array_holds_the_layouts_that_at_takes_out() -> None:
 @pytest.mark.parametrize("zero", range(4))
 def test_each_zero_stage_shards_one_more_role_over_fsdp(zero: int) -> None:
     stored = assignment(zero=zero, sp=True).stored
-    sharded = {role for role, rules in stored.items() if rules == (("embed", ("fsdp",)),)}
+    sharded = {role for role, rules in stored.items() if rules == (("experts", ("ep",)), ("embed", ("fsdp", "ep")))}
     assert sharded == set(("optimizer", "gradients", "parameters")[:zero])
     assert all(rules == () for role, rules in stored.items() if role not in sharded)
 

@@ -14,7 +14,7 @@ from perfmodel.layout import Layout, assignment
 from perfmodel.shard import shard
 from perfmodel.sharded import LocalLoop, LocalNode, Reshard, ShardedGraph
 from perfmodel.state import LOCAL
-from perfmodel.work import Evaluator
+from perfmodel.work import MESH, Evaluator
 
 BF16, F32 = 2, 4
 
@@ -136,7 +136,7 @@ def test_loops_know_their_trips() -> None:
 def test_sizes_of_copies_are_those_of_the_traced_program_on_one_rank() -> None:
     sharded = shard(graph(), assignment(zero=3, sp=True))
     traced = {
-        **dict.fromkeys(("tp_kv", "tp_q", "cp", "fsdp", "dp", "pp"), 1.0),
+        **dict.fromkeys(MESH, 1.0),
         "batch": float(B),
         "microbatch": float(M),
     }

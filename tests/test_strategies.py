@@ -8,18 +8,18 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import jax
-import jax.numpy as jnp
 import pytest
 from partitioner import TINY_LLAMA, derived
 
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout
 from perfmodel.models import load_program
+from perfmodel.plan import analyse
 from perfmodel.shard import shard
 from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
 from perfmodel.state import LOCAL
-from perfmodel.trace import Argument, Program, trace
+from perfmodel.trace import trace
+from perfmodel.work import Evaluator
 
 BF16, F32 = 2, 4
 L, D, F, V = (TINY_LLAMA[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"))
@@ -40,8 +40,10 @@ def graph(recompute: str = "full") -> Graph:
         return trace(load_program(str(path), seq_len=S, recompute=recompute))
 
 
-def layout(*, dp: int = 1, fsdp: int = 1, tp: int = 1, cp: int = 1, zero: int = 0, sp: bool = False) -> Layout:
-    return Layout(dp=dp, fsdp=fsdp, tp=tp, cp=cp, mb=MB, global_batch=G, zero=zero, sp=sp)
+def layout(
+    *, dp: int = 1, fsdp: int = 1, tp: int = 1, cp: int = 1, zero: int = 0, sp: bool = False, ring: bool = False
+) -> Layout:
+    return Layout(dp=dp, fsdp=fsdp, tp=tp, cp=cp, mb=MB, global_batch=G, zero=zero, sp=sp, ring=ring)
 
 
 def moved(given: Layout, *, recompute: str = "full") -> dict[tuple[str, str, str], float]:
@@ -152,6 +154,39 @@ def test_context_parallel_gathers_keys_and_values_and_scatters_their_gradients()
     }
 
 
+@pytest.mark.parametrize("cp", [2, 4, 8])
+@pytest.mark.parametrize(("recompute", "repeated"), [("none", 0), ("selective", 1), ("full", 1)])
+def test_ring_attention_passes_keys_and_values_to_the_next_rank(cp: int, recompute: str, repeated: int) -> None:
+    """n - 1 passes of a rank's keys and values forward, again where attention is recomputed, and of both and their
+    gradients backward.
+    """
+    given = layout(cp=cp, ring=True)
+    evaluate = Evaluator(given.sizes(graph(recompute)))
+    plan = analyse(shard(graph(recompute), given.assignment))
+    passes: defaultdict[str, float] = defaultdict(float)
+    for each in plan.traffics:
+        if each.axes == ("cp",) and each.klass == "context":
+            assert each.kind == "permute"
+            assert evaluate.term(each.bytes) == BF16 * MB * S * D * K / H / cp
+            passes[each.phase] += float(evaluate.amount(each.times))
+    assert passes.pop("recompute", 0.0) == repeated * 2 * L * (cp - 1)
+    assert passes == {"forward": 2 * L * (cp - 1), "backward": 4 * L * (cp - 1)}
+
+
+def test_a_ring_holds_two_parts_where_a_gather_holds_all() -> None:
+    whole = float(BF16 * MB * S * D * K / H)
+    for ring, expected in ((False, whole), (True, whole * 2 / 8)):
+        given = layout(cp=8, ring=ring)
+        sharded = shard(graph(), given.assignment)
+        evaluate = Evaluator(given.sizes(graph()))
+        gathered = [
+            sharded.copies[node.result]
+            for node in nodes_of(sharded.nodes)
+            if isinstance(node, Reshard) and node.kind == "all_gather" and node.axes == ("cp",)
+        ]
+        assert {float(evaluate.term(copy.held or copy.bytes)) for copy in gathered} == {expected}
+
+
 def test_tensor_parallelism_divides_what_fsdp_and_data_parallelism_move() -> None:
     alone, given = layout(fsdp=2, dp=2, zero=3), layout(fsdp=2, dp=2, tp=2, zero=3)
     norms = (2 * L + 1) * D
@@ -226,19 +261,3 @@ def test_values_made_of_constants_are_made_where_they_are_needed() -> None:
     ]
     named = [{sharded.graph.factors[f].name for dim in value.dims for f in dim} for value in moved_values]
     assert all("batch" in names for names in named)
-
-
-def test_a_programs_own_sharding_constraint_changes_nothing() -> None:
-    mesh = jax.sharding.AbstractMesh((2,), ("x",))
-    spec = jax.ShapeDtypeStruct((4, 8), jnp.float32)
-
-    def program(constrain: bool) -> Program:
-        def fn(x: jax.Array) -> jax.Array:
-            y = jnp.sin(x)
-            return jax.lax.with_sharding_constraint(y, jax.NamedSharding(mesh, jax.P("x"))) + 1 if constrain else y + 1
-
-        argument = Argument(name="x", role="batch", tree=spec, axes=("batch", "embed"))
-        return Program(name="p", fn=fn, arguments=(argument,))
-
-    constrained, plain = (trace(program(flag)) for flag in (True, False))
-    assert [op.kind for _, op in constrained.walk()] == [op.kind for _, op in plain.walk()]
