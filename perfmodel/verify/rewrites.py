@@ -1,0 +1,257 @@
+"""Passes that accelerators' compilers run after partitioning and the partitioners asked here do not, by name."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, combinations
+from typing import Any
+
+from perfmodel.verify.collective import Collective, Instruction
+from perfmodel.work import TP
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+SHAPES = ("reshape", "bitcast", "copy", "transpose")
+SILENT = (*SHAPES, "convert")
+"""Ops through which a value is followed to what uses it."""
+MOVES = ("all-to-all", "collective-permute")
+"""Collectives that leave a value as large as it was."""
+
+MERGED, NARROWED, JOINED, SCATTERED, REASSOCIATED, NESTED, IN_PLACE = REWRITES = (
+    "equal collectives merged",
+    "converts moved before all-gathers",
+    "all-reduces in a row joined",
+    "reduce-scatter creation",
+    "all-reduce reassociation",
+    "all-reduce reassociation over nested axes",
+    "scatters done in place",
+)
+WHY: Mapping[str, str] = {
+    MERGED: "a value moved twice in the same way within one loop body is moved once",
+    NARROWED: "an all-gather of which only a narrower type is used gathers that",
+    JOINED: "an all-reduce that only feeds another, over other axes, is one with it",
+    SCATTERED: "an all-reduce of which each rank only keeps its part is a reduce-scatter (and a sum of that part)",
+    REASSOCIATED: "reductions of which only the sum is used are one reduction, of the sum",
+    NESTED: "a sum over some axes that is only added to sums over more is counted once, and reduced with them",
+    IN_PLACE: "a scatter's table that is moved to where the indices lie, and moved back, stays where it is",
+}
+
+
+SLICED_FIRST = ("fsdp", "ep", *TP, "cp", "dp", "pp")
+"""Where a compiler does not say along which axes it slices, and several would do: those that store values in parts."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """An all-reduce, and the axes along which each rank only keeps its part of the result."""
+
+    collective: Collective
+    kept: tuple[str, ...]
+
+    @property
+    def axes(self) -> frozenset[str]:
+        """What it sums over."""
+        return frozenset(self.collective.axes)
+
+
+def collectives_of(
+    instructions: Sequence[Instruction], sizes: Mapping[str, int], rewrites: Collection[str] = REWRITES
+) -> list[Collective]:
+    """The collectives of a program after `rewrites`, with how often each runs."""
+    return list(_visit(instructions, sizes, rewrites, 1.0))
+
+
+def _visit(
+    instructions: Sequence[Instruction], sizes: Mapping[str, int], rewrites: Collection[str], times: float
+) -> Iterator[Collective]:
+    for collective in Body(instructions, sizes, rewrites).collectives():
+        yield replace(collective, times=times)
+    for instruction in instructions:
+        for body, trips in instruction.runs:
+            yield from _visit(body, sizes, rewrites, times * trips)
+
+
+class Body:
+    """One loop body of a partitioned program, and its collectives after the given rewrites."""
+
+    def __init__(
+        self, instructions: Sequence[Instruction], sizes: Mapping[str, int], rewrites: Collection[str]
+    ) -> None:
+        self.instructions = {instruction.name: instruction for instruction in instructions}
+        self.sizes = sizes
+        self.rewrites = rewrites
+
+    @cached_property
+    def users(self) -> Mapping[str, list[Instruction]]:
+        """Who uses each instruction."""
+        found: defaultdict[str, list[Instruction]] = defaultdict(list)
+        for instruction in self.instructions.values():
+            for name in dict.fromkeys(instruction.operands):
+                found[name].append(instruction)
+        return found
+
+    def collectives(self) -> Iterator[Collective]:
+        """Each collective once; how often the body runs is not known here."""
+        moves: dict[Any, Collective] = {}
+        sums: dict[str, list[Reduction]] = defaultdict(list)
+        for instruction in self.instructions.values():
+            if instruction.opcode == "all-reduce":
+                if not self.continued(instruction):
+                    reduction = self.reduction(instruction)
+                    sums[self.end(instruction, reduction)].append(reduction)
+            elif instruction.opcode in KINDS and instruction.name not in self.detours:
+                moves.setdefault(self.identity(instruction), self.narrowed(instruction))
+        yield from moves.values()
+        for summands in sums.values():
+            yield from self.parts(max(summands, key=lambda each: len(each.axes)), len(summands))
+
+    def parts(self, reduction: Reduction, summands: int) -> Iterator[Collective]:
+        """A reduction of which each rank keeps its part along some axes: a scatter, then a sum of the part."""
+        whole = replace(reduction.collective, summands=summands)
+        kept = tuple(axis for axis in whole.axes if axis in reduction.kept)
+        if kept:
+            yield replace(whole, kind="reduce_scatter", axes=kept)
+        if rest := tuple(axis for axis in whole.axes if axis not in kept):
+            yield replace(whole, axes=rest, bytes=whole.bytes / self._ranks(kept))
+
+    def collective(self, instruction: Instruction) -> Collective:
+        """A collective as it stands; a reduce-scatter counts what goes in."""
+        scatters = instruction.opcode == "reduce-scatter"
+        return Collective(
+            kind=instruction.opcode.replace("-", "_"),
+            axes=instruction.axes,
+            dtype=instruction.dtype,
+            bytes=instruction.bytes * (self._ranks(instruction.axes) if scatters else 1),
+            name=instruction.label,
+        )
+
+    def narrowed(self, instruction: Instruction) -> Collective:
+        """A collective, but of an all-gather what is used of it."""
+        found = self.collective(instruction)
+        uses = list(self.uses(instruction, SHAPES)) if NARROWED in self.rewrites else []
+        narrow = max((use.bytes for use in uses), default=0.0)
+        converts = uses and all(use.opcode == "convert" for use in uses)
+        if instruction.opcode == "all-gather" and converts and 0.0 < narrow < found.bytes:
+            return replace(found, bytes=narrow, dtype=uses[0].dtype)
+        return found
+
+    def identity(self, instruction: Instruction) -> Any:
+        """Equal for collectives that do the same to the same operands."""
+        same = (instruction.opcode, instruction.operands, instruction.axes, instruction.detail)
+        return same if MERGED in self.rewrites else instruction.name
+
+    @cached_property
+    def detours(self) -> Collection[str]:
+        """Collectives that move a scatter's table, and those that move the result back."""
+        scatters = [
+            each for each in self.instructions.values() if each.opcode == "scatter" and IN_PLACE in self.rewrites
+        ]
+        found: set[str] = set()
+        for scatter in scatters:
+            there = self.moves(self.instructions[scatter.operands[0]], self.source)
+            back = self.moves(scatter, self.only_use)
+            if sorted(map(_movement, there)) == sorted(map(_movement, back)):
+                found.update(each.name for each in (*there, *back))
+        return found
+
+    def moves(self, value: Instruction, follow: Callable[[Instruction], Instruction | None]) -> list[Instruction]:
+        """The collectives that a value only passes through, in one direction."""
+        found: list[Instruction] = []
+        step: Instruction | None = value if value.opcode != "scatter" else follow(value)
+        while step is not None and step.opcode in (*SILENT, *MOVES):
+            found += [step] if step.opcode in MOVES else []
+            step = follow(step)
+        return found
+
+    def source(self, value: Instruction) -> Instruction | None:
+        """What a value is made from, by an op of one operand."""
+        return self.instructions[value.operands[0]] if len(value.operands) == 1 else None
+
+    def only_use(self, value: Instruction) -> Instruction | None:
+        """What uses a value, if there is only one."""
+        return self.users[value.name][0] if len(self.users[value.name]) == 1 else None
+
+    def _ranks(self, axes: Sequence[str]) -> int:
+        return math.prod(self.sizes[axis] for axis in axes)
+
+    # -- reductions -----------------------------------------------------------------------------------------------
+
+    def uses(self, instruction: Instruction, through: Collection[str] = SILENT) -> Iterator[Instruction]:
+        """What uses a value, looking through ops that do not change it."""
+        for user in self.users[instruction.name]:
+            if user.opcode in through:
+                yield from self.uses(user, through)
+            else:
+                yield user
+
+    def origin(self, instruction: Instruction) -> Instruction:
+        """A value, looking back through ops that do not change it."""
+        while instruction.opcode in SILENT:
+            instruction = self.instructions[instruction.operands[0]]
+        return instruction
+
+    def continued(self, instruction: Instruction) -> bool:
+        """Whether an all-reduce only feeds another, over other axes."""
+        return JOINED in self.rewrites and [use.opcode for use in self.uses(instruction)] == ["all-reduce"]
+
+    def reduction(self, instruction: Instruction) -> Reduction:
+        """An all-reduce with those that only feed it, and what each rank keeps of it."""
+        found = self.collective(instruction)
+        fed_by = self.origin(self.instructions[instruction.operands[0]])
+        if fed_by.opcode == "all-reduce" and self.continued(fed_by):
+            found = replace(found, axes=(*self.reduction(fed_by).collective.axes, *found.axes))
+        return Reduction(found, self.kept(instruction, found.axes) if SCATTERED in self.rewrites else ())
+
+    def kept(self, reduced: Instruction, axes: Sequence[str]) -> tuple[str, ...]:
+        """Axes along which each rank only keeps its part of a reduced value."""
+        uses = list(self.uses(reduced))
+        if not uses or any(use.opcode != "dynamic-slice" for use in uses):
+            return ()
+        told = {(use.axes, use.elements) for use in uses}
+        if len(told) > 1:
+            return ()
+        ((sliced, elements),) = told
+        likely = sorted(self.sizes, key=SLICED_FIRST.index)
+        inside, others = [[axis for axis in likely if (axis in axes) is summed] for summed in (True, False)]
+        beyond = ((*inside, *more) for more in _subsets(others))
+        choices = [sliced] if sliced else chain(_subsets(inside), beyond)
+        return next((c for c in choices if elements * self._ranks(c) == reduced.elements), ())
+
+    def end(self, value: Instruction, reduction: Reduction) -> str:
+        """The last sum of like reductions that `value`, the result of one, goes into and is only used for."""
+        uses = list(self.uses(value)) if REASSOCIATED in self.rewrites else []
+        while len(uses) == 1 and self.sums_only(uses[0], reduction):
+            (value,) = uses
+            uses = list(self.uses(value))
+        return value.name
+
+    def like(self, one: Reduction, other: Reduction) -> bool:
+        """Whether the sum of both results could be reduced in their place."""
+        nested = NESTED in self.rewrites and (one.axes < other.axes or other.axes < one.axes)
+        return set(one.kept) == set(other.kept) and (nested or one.axes == other.axes)
+
+    def sums_only(self, value: Instruction, reduction: Reduction) -> bool:
+        """Whether a value is a sum of reductions like the given one, each used once, or a part of it."""
+        if value.opcode == "all-reduce":
+            return self.like(self.reduction(value), reduction)
+        if value.opcode == "dynamic-slice" and reduction.kept:
+            summands = value.operands[:1]
+        else:
+            summands = value.operands if value.opcode in ("add", "subtract") else ()
+        operands = [self.instructions[name] for name in summands]
+        return bool(operands) and all(
+            len(list(self.uses(operand))) == 1 and self.sums_only(self.origin(operand), reduction)
+            for operand in operands
+        )
+
+
+def _movement(instruction: Instruction) -> tuple[str, float]:
+    return instruction.opcode, instruction.bytes
+
+
+def _subsets(axes: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Every choice of some of the axes, few and early ones first."""
+    return chain.from_iterable(combinations(axes, count) for count in range(1, len(axes) + 1))

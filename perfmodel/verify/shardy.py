@@ -1,0 +1,172 @@
+"""Shardy's own answer: the collectives it makes explicit in a stated program, with no devices and no compilation."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import sdy
+
+from perfmodel.graph import DTYPE_BYTES
+from perfmodel.trace.stablehlo import MAIN, scope_of, tensor_type
+from perfmodel.trace.walk import TERMINATORS
+from perfmodel.verify.collective import Instruction, dearest
+from perfmodel.verify.groups import axes_of
+from perfmodel.verify.mesh import Mesh
+from perfmodel.verify.passes import SHARDY, run
+from perfmodel.verify.record import TRIPS
+from perfmodel.verify.stated import Stated
+
+DERIVED: Mapping[str, str] = {
+    "sdy.all_gather": "all-gather",
+    "sdy.all_reduce": "all-reduce",
+    "sdy.all_slice": "dynamic-slice",
+    "sdy.all_to_all": "all-to-all",
+    "sdy.collective_permute": "collective-permute",
+    "sdy.reduce_scatter": "reduce-scatter",
+}
+"""Collectives that Shardy makes of shardings."""
+WRITTEN: Mapping[str, str] = {
+    "stablehlo.all_gather": "all-gather",
+    "stablehlo.all_reduce": "all-reduce",
+    "stablehlo.all_to_all": "all-to-all",
+    "stablehlo.collective_permute": "collective-permute",
+    "stablehlo.reduce_scatter": "reduce-scatter",
+}
+"""Collectives that the program itself writes, in `shard_map`."""
+
+
+INLINED = ("sdy.named_computation", "sdy.manual_computation")
+
+
+def ask_shardy(stated: Stated) -> tuple[Instruction, ...]:
+    """The program of one rank as Shardy partitions it; `stated` is left as it is."""
+    copy = stated.module.operation.clone()
+    run(SHARDY, copy)
+    return _Reader(copy, stated.mesh).entry()
+
+
+class _Reader:
+    def __init__(self, module: Any, mesh: Mesh) -> None:
+        self.functions = {
+            ir.StringAttr(op.attributes["sym_name"]).value: op.operation
+            for op in module.regions[0].blocks[0].operations
+            if "sym_name" in op.attributes
+        }
+        self.mesh = mesh
+
+    def entry(self) -> tuple[Instruction, ...]:
+        (block,) = self.functions[MAIN].regions[0].blocks
+        return self.body(block)
+
+    def body(self, block: ir.Block) -> tuple[Instruction, ...]:
+        """Instructions of a block, calls inlined; what it captures are parameters."""
+        found: list[Instruction] = []
+        env: dict[Any, str] = {}
+
+        def name(value: Any) -> str:
+            if value not in env:
+                env[value] = f"%{len(found)}"
+                found.append(Instruction(name=env[value], opcode="parameter"))
+            return env[value]
+
+        def visit(block: ir.Block) -> list[str]:
+            for operation in block.operations:
+                op = operation.operation
+                operands = [name(value) for value in op.operands]
+                if op.name in TERMINATORS:
+                    return operands
+                if op.name in ("func.call", *INLINED):
+                    inner = self.called(op)
+                    env.update(zip(inner.arguments, operands, strict=True))
+                    env.update(zip(op.results, visit(inner), strict=True))
+                    continue
+                instruction = self.instruction(op, f"%{len(found)}", operands)
+                found.append(instruction)
+                if len(op.results) == 1:
+                    env[op.result] = instruction.name
+                    continue
+                for result in op.results:
+                    env[result] = f"%{len(found)}"
+                    found.append(
+                        Instruction(name=env[result], opcode="get-tuple-element", operands=(instruction.name,))
+                    )
+            return []
+
+        visit(block)
+        return tuple(found)
+
+    def called(self, op: ir.Operation) -> ir.Block:
+        function = op if op.name in INLINED else self.functions[str(op.attributes["callee"])[1:]]
+        block: ir.Block = function.regions[0].blocks[0]
+        return block
+
+    def instruction(self, op: ir.Operation, name: str, operands: Sequence[str]) -> Instruction:
+        if op.name in DERIVED:
+            return self.derived(op, name, operands)
+        if op.name in WRITTEN:
+            return self.written(op, name, operands)
+        opcode = op.name.removeprefix("stablehlo.")
+        return Instruction(name=name, opcode=opcode, operands=tuple(operands), runs=self.runs(op))
+
+    def runs(self, op: ir.Operation) -> tuple[tuple[tuple[Instruction, ...], float], ...]:
+        """What a loop or a branch runs."""
+        if op.name == "stablehlo.while":
+            return ((self.body(op.regions[1].blocks[0]), float(ir.IntegerAttr(op.attributes[TRIPS]).value)),)
+        if op.name in ("stablehlo.case", "stablehlo.if"):
+            return dearest([self.body(region.blocks[0]) for region in op.regions])
+        return ()
+
+    def derived(self, op: ir.Operation, name: str, operands: Sequence[str]) -> Instruction:
+        out = sdy.TensorShardingAttr(op.attributes["out_sharding"])
+        shape, dtype = tensor_type(op.results[0])
+        elements = math.prod(self.local(size, dim) for size, dim in zip(shape, out.dimension_shardings, strict=True))
+        return Instruction(
+            name=name,
+            opcode=DERIVED[op.name],
+            dtype=dtype,
+            elements=elements,
+            bytes=elements * DTYPE_BYTES[dtype],
+            operands=tuple(operands),
+            axes=tuple(self.mesh.symbols[axis] for axis in _axes(op)),
+            detail=str(op.attributes["out_sharding"]),
+            label=scope_of(op.location),
+        )
+
+    def written(self, op: ir.Operation, name: str, operands: Sequence[str]) -> Instruction:
+        permutes = op.name == "stablehlo.collective_permute"
+        groups = np.array(
+            ir.DenseIntElementsAttr(op.attributes["source_target_pairs" if permutes else "replica_groups"])
+        )
+        shape, dtype = tensor_type(op.results[0])
+        return Instruction(
+            name=name,
+            opcode=WRITTEN[op.name],
+            dtype=dtype,
+            elements=math.prod(shape),
+            bytes=math.prod(shape) * DTYPE_BYTES[dtype],
+            operands=tuple(operands),
+            axes=axes_of(groups, self.mesh.sizes),
+            detail=name,
+            label=scope_of(op.location),
+        )
+
+    def local(self, size: int, dim: Any) -> int:
+        """Length of a dim on one rank."""
+        refs = map(sdy.AxisRefAttr, sdy.DimensionShardingAttr(dim).axes)
+        return math.ceil(size / math.prod(map(self.parts, refs)))
+
+    def parts(self, axis: Any) -> int:
+        part = axis.sub_axis_info
+        return sdy.SubAxisInfoAttr(part).size if part else self.mesh.sizes[self.mesh.symbols[axis.name]]
+
+
+def _axes(op: ir.Operation) -> tuple[str, ...]:
+    """Mesh axes that a collective moves along; of a permutation, all that it may."""
+    moved = [str(op.attributes[key]) for key in op.attributes if key != "out_sharding"]
+    text = " ".join(moved) or str(op.attributes["out_sharding"])
+    return tuple(dict.fromkeys(re.findall(r'"([^"]+)"', text)))
