@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from perfmodel.machine import Machine, check_chips, load_machine
     from perfmodel.models import load_program
     from perfmodel.predict import predict
-    from perfmodel.trace import Argument, Hints, Program, trace
+    from perfmodel.propose import propose
+    from perfmodel.trace import Argument, Hints, Program, named, trace
+    from perfmodel.verify import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -48,12 +50,16 @@ _HOMES = {
     "Program": "trace",
     "StudyError": "errors",
     "TraceError": "errors",
+    "Verification": "verify",
     "check_chips": "machine",
     "load_graph": "graph",
     "load_machine": "machine",
     "load_program": "models",
+    "named": "trace",
     "predict": "predict",
+    "propose": "propose",
     "trace": "trace",
+    "verify": "verify",
 }
 
 __all__ = [
@@ -71,12 +77,16 @@ __all__ = [
     "Program",
     "StudyError",
     "TraceError",
+    "Verification",
     "check_chips",
     "load_graph",
     "load_machine",
     "load_program",
+    "named",
     "predict",
+    "propose",
     "trace",
+    "verify",
 ]
 
 

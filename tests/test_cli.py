@@ -272,7 +272,7 @@ def test_when_nothing_fits_tune_exits_1_with_the_rules_and_the_nearest_miss(
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "no command": ((), "COMMAND"),
     "unknown command": (("tun",), "invalid choice: 'tun'"),
-    "planned command": (("verify", "llama3-8b"), "verify is not in this release yet"),
+    "planned command": (("measure", "llama3-8b"), "measure is not in this release yet"),
     "unknown flag": (("trace", "llama3-8b", "--fast"), "--fast"),
     "missing machine": (("tune", "llama3-8b", "--chips", "4"), "--machine"),
     "unknown model": (("trace", "lama3-8b"), "got 'lama3-8b', expected one of .*did you mean llama3-8b"),
@@ -285,7 +285,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "unknown key": (("estimate", "{tiny}", *ESTIMATE, "--layout", "tpp=4"), "got key 'tpp', expected one of"),
     "unknown axis": (("estimate", "{tiny}", *ESTIMATE, "--layout", "xp=4"), "got key 'xp', expected one of"),
-    "later axis": (("estimate", "{tiny}", *ESTIMATE, "--layout", "ep=4"), "expert parallelism is not in this release"),
+    "later axis": (("estimate", "{tiny}", *ESTIMATE, "--layout", "vpp=4"), "interleaved pipeline schedules is not in"),
     "wrong product": (("estimate", "{tiny}", *ESTIMATE, "--layout", "dp=3,tp=2"), "multiply to 6, expected 16 ranks"),
     "too many ranks": (
         ("estimate", "{tiny}", *ESTIMATE, "--layout", "tp=32"),

@@ -20,8 +20,18 @@ def test_public_names_are_these() -> None:
 
     assert perfmodel.__all__ == [
         *("Argument", "AxisNameError", "Estimate", "Graph", "Hints", "Layout", "LayoutError", "Machine"),
-        *("MachineError", "ModelError", "PerfModelError", "Program", "StudyError", "TraceError", "check_chips"),
-        *("load_graph", "load_machine", "load_program", "predict", "trace"),
+        *("MachineError", "ModelError", "PerfModelError", "Program", "StudyError", "TraceError", "Verification"),
+        *(
+            "check_chips",
+            "load_graph",
+            "load_machine",
+            "load_program",
+            "named",
+            "predict",
+            "propose",
+            "trace",
+            "verify",
+        ),
     ]
     assert tuner.__all__ == ["Candidate", "Objective", "Result", "Space", "search"]
 

@@ -47,6 +47,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--machine", required=True, metavar="MACHINE", help="machine name or path of a .toml file")
     add("--chips", required=True, type="count", metavar="N", help="accelerators, as one buys them")
     add("--seq-len", type="count", metavar="N", help="sequence length (default: the model's own, at most 8192)")
+    add("--capacity-factor", type=float, metavar="X", help="as for perfmodel estimate (default: no token is dropped)")
+    add(
+        "--assign",
+        action="append",
+        default=[],
+        metavar="PATTERN=NAME",
+        help="as for perfmodel estimate (default: auto, where no dim has an axis name)",
+    )
     add(
         "--global-batch",
         type="counts",
@@ -85,7 +93,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     machine = load_machine(arguments.machine)
     ranks = check_chips(machine, arguments.chips)
     fixed = Layout.read_keys(arguments.fix)
-    graphs = _programs(arguments, fixed)
+    graphs = _programs(arguments, fixed, output)
     program = next(iter(graphs.values()))
     space = Space(
         ranks=ranks,
@@ -147,16 +155,26 @@ def _refuse(arguments: argparse.Namespace) -> None:
             )
 
 
-def _programs(arguments: argparse.Namespace, fixed: dict[str, Any]) -> dict[str, Graph]:
-    """The program under each recompute policy that it knows and the user allows."""
-    from perfmodel import load_program, trace
+def _programs(arguments: argparse.Namespace, fixed: dict[str, Any], output: Output) -> dict[str, Graph]:
+    """The program under each recompute policy that it knows and the user allows; with proposed axis names, if it has
+    none and the user gives none.
+    """
+    from perfmodel import load_program, propose, trace
     from tuner.space import POLICIES
 
     graphs: dict[str, Graph] = {}
+    assign = list(arguments.assign)
     for policy in (fixed["recompute"],) if "recompute" in fixed else POLICIES:
-        program = load_program(arguments.model, seq_len=arguments.seq_len, recompute=policy)
-        if program.recompute not in graphs:
-            graphs[program.recompute] = trace(program)
+        options = {"seq_len": arguments.seq_len, "capacity_factor": arguments.capacity_factor, "recompute": policy}
+        program = load_program(arguments.model, **options, assign=assign)
+        if program.recompute in graphs:
+            continue
+        graph = trace(program)
+        if not assign and (proposed := propose(graph)):
+            assign = [f"{pattern}={name}" for pattern, name in proposed.items()]
+            output.note(f"no dim has an axis name: taking --assign {' --assign '.join(assign)}")
+            graph = trace(load_program(arguments.model, **options, assign=assign))
+        graphs[graph.recompute] = graph
     return graphs
 
 

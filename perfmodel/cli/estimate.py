@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from perfmodel.cli.options import add_machine, add_model
+from perfmodel.cli.options import add_machine, add_model, load
 from perfmodel.cli.output import Output
 
 SUMMARY = "predict step time, memory and cost of one layout"
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Predict and report; 1 where the layout does not fit into memory."""
-    from perfmodel import Layout, LayoutError, check_chips, load_machine, load_program, predict, trace
+    from perfmodel import Layout, LayoutError, check_chips, load_machine, predict, trace
     from perfmodel.report.estimate import estimate_report
     from perfmodel.rules import OUT_OF_MEMORY
 
@@ -37,16 +37,17 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     if not arguments.layout.strip(" ,"):
         raise LayoutError(f"--layout: got {arguments.layout!r}, expected at least one key: write it as fsdp=8,tp=4")
     layout = Layout.parse(arguments.layout, ranks=ranks)
-    graph = trace(load_program(arguments.model, seq_len=arguments.seq_len, recompute=layout.recompute))
+    graph = trace(load(arguments, recompute=layout.recompute))
     if "recompute" not in Layout.read_keys(arguments.layout):
         layout = replace(layout, recompute=graph.recompute)  # a program of one's own may know one policy only
     layout = replace(layout, global_batch=arguments.global_batch or graph.global_batch)
     estimate = predict(graph, layout, machine)
     broken = [rule for rule, is_broken in estimate.violations.items() if is_broken and rule != OUT_OF_MEMORY]
     if broken:
+        remedy = "change it" if graph.named() else "name dims (--assign auto does, as perfmodel trace lists)"
         raise LayoutError(
             f"layout {layout.notation()}: got {'; '.join(broken)} (global batch {layout.global_batch}), expected a "
-            f"layout that breaks no rule: change it"
+            f"layout that breaks no rule: {remedy}"
         )
     output.note(
         f"{arguments.chips} x {machine.title} = {ranks} ranks, global batch {layout.global_batch}, {layout.notation()}"

@@ -23,9 +23,14 @@ from perfmodel.errors import PerfModelError
 SUCCESS, NO, WRONG, FAULT, INTERRUPTED = 0, 1, 2, 3, 130
 LARGEST = 2**31
 
-OWN = {"trace": "perfmodel.cli.trace", "estimate": "perfmodel.cli.estimate", "hardware": "perfmodel.cli.hardware"}
-ORDER = ("trace", "estimate", "tune", "hardware")
-PLANNED = ("simulate", "verify", "compare", "calibrate", "validate", "measure")
+OWN = {
+    "trace": "perfmodel.cli.trace",
+    "estimate": "perfmodel.cli.estimate",
+    "verify": "perfmodel.cli.verify",
+    "hardware": "perfmodel.cli.hardware",
+}
+ORDER = ("trace", "estimate", "tune", "verify", "hardware")
+PLANNED = ("simulate", "compare", "calibrate", "validate", "measure")
 
 
 class Command(Protocol):
