@@ -12,7 +12,7 @@ import numpy as np
 
 from perfmodel.errors import LayoutError
 from perfmodel.graph import Graph
-from perfmodel.work import MESH, TP, Floats, Number
+from perfmodel.work import MESH, PER_RANK, TP, Floats, Number
 
 AXES = ("tp", "cp", "ep", "fsdp", "dp", "pp")
 """Mesh axes, innermost on the fabric first: the axis that communicates most sits on the nearest ranks."""
@@ -39,7 +39,8 @@ class Assignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One layout, or equally shaped arrays of layouts.
+    """One layout, or arrays of layouts: sizes may be arrays that broadcast, such as an open grid, each axis along a dim
+    of its own.
 
     dp, fsdp, ep, tp, cp, pp: sizes of the mesh axes; their product is the number of ranks
     mb:            sequences per microbatch on each data-parallel rank (dp, fsdp and ep spread the batch)
@@ -131,6 +132,7 @@ class Layout:
             TP[1]: tp / tp_kv,
             **{axis: _float(getattr(self, axis)) for axis in MESH[len(TP) :]},
             "batch": _float(self.mb) * _float(self.data),
+            PER_RANK: _float(self.mb),
             "microbatch": _float(self.microbatches),
         }
 
@@ -142,9 +144,10 @@ class Layout:
         return ",".join([*numbers, f"zero={self.zero}", f"sp={int(self.sp)}", *ring, f"recompute={self.recompute}"])
 
     def at(self, i: int) -> Layout:
-        """The i-th layout of an array."""
-        numbers = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self) if f.name not in STRUCTURE}
-        picked: dict[str, Any] = {key: int(x.flat[i] if x.ndim else x) for key, x in numbers.items()}
+        """The i-th layout of an array, of a grid in row-major order."""
+        names = [f.name for f in fields(self) if f.name not in STRUCTURE]
+        numbers = np.broadcast_arrays(*(np.asarray(getattr(self, name)) for name in names))
+        picked: dict[str, Any] = {name: int(x.flat[i]) for name, x in zip(names, numbers, strict=True)}
         return replace(self, **picked)
 
 

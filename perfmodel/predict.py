@@ -20,7 +20,7 @@ from perfmodel.price import Costs, price
 from perfmodel.rules import Constraint, constraints, violations
 from perfmodel.schedule import StepTime, step_time
 from perfmodel.shard import shard
-from perfmodel.work import PER_RANK, Identity
+from perfmodel.work import Identity
 
 ASSUMPTIONS = (
     "1F1B pipeline schedule, every microbatch as slow as on the slowest stage",
@@ -60,7 +60,7 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
             f"traced: trace it again with the policy you want"
         )
     structure = _structure(Identity(graph), layout.zero, layout.sp, layout.ring)
-    sizes = {**layout.sizes(graph), PER_RANK: np.multiply(layout.mb, 1.0)}
+    sizes = layout.sizes(graph)
     costs = price(structure.plan, sizes, machine)
     time = step_time(costs, sizes, machine)
     memory = memory_use(structure.memory, sizes, machine.memory_reserve_bytes)

@@ -112,7 +112,7 @@ class Evaluator:
     """
 
     def __init__(self, sizes: Mapping[str, Number]) -> None:
-        self.sizes = {symbol: sizes[symbol] if symbol in sizes else _sequences(sizes) for symbol in SYMBOLS}
+        self.sizes = {symbol: sizes[symbol] for symbol in SYMBOLS}
         self._monomials: dict[Exponents, Number] = {ONE: 1.0}
 
     def monomial(self, exponents: Exponents) -> Number:
@@ -135,14 +135,6 @@ class Evaluator:
         for exponents, coefficient in terms.items():
             total = total + coefficient * self.monomial(exponents)
         return total
-
-
-def _sequences(sizes: Mapping[str, Number]) -> Number:
-    """Sequences of a microbatch on each rank that shares the batch, where only their sum is given."""
-    total = sizes["batch"]
-    for axis in DATA:
-        total = total / sizes[axis]
-    return total
 
 
 class Late(Mapping[str, Number]):

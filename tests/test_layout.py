@@ -168,3 +168,12 @@ def test_a_choice_about_an_axis_of_one_rank_is_off() -> None:
 def test_a_misspelt_key_is_recognised(key: str, close: str) -> None:
     with pytest.raises(LayoutError, match=rf"got key '{key}', expected one of .*: did you mean {close}\?"):
         Layout.parse(f"{key}=4", ranks=8)
+
+
+def test_a_layout_is_picked_from_a_grid_in_row_major_order() -> None:
+    grid = Layout(dp=np.array([[1], [2]]), tp=np.array([[4, 8, 16]]), mb=3)
+    picked = [grid.at(i) for i in range(6)]
+    assert [(layout.dp, layout.tp, layout.mb) for layout in picked] == [
+        *((1, tp, 3) for tp in (4, 8, 16)),
+        *((2, tp, 3) for tp in (4, 8, 16)),
+    ]

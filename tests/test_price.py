@@ -19,8 +19,9 @@ from perfmodel.errors import MachineError
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout, assignment
 from perfmodel.models import load_program, read_config
+from perfmodel.network import Network
 from perfmodel.plan import Compute, Plan, analyse, klass_of
-from perfmodel.price import Network, kernel_seconds, price, tensor_rate
+from perfmodel.price import kernel_seconds, price, tensor_rate
 from perfmodel.shard import shard
 from perfmodel.stage import EVERY, FIRST, LAST, StageMap, together
 from perfmodel.topology import collective_seconds

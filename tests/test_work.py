@@ -77,12 +77,6 @@ def test_a_ranks_share_of_the_batch_depends_on_no_axis_that_the_batch_is_spread_
     assert share == Term(7.0).times(("mb",))
 
 
-def test_sequences_of_a_rank_follow_from_those_of_all() -> None:
-    batch = math.prod(SIZES[symbol] for symbol in (*DATA, "mb"))
-    given = {symbol: size for symbol, size in SIZES.items() if symbol != "mb"} | {"batch": batch}
-    assert Evaluator(given).sizes == SIZES
-
-
 @pytest.mark.parametrize("name", ["embed", None])
 def test_other_factors_keep_their_traced_size(name: str | None) -> None:
     assert resized(Term(60.0), name, 6) == Term(60.0)

@@ -101,7 +101,12 @@ class Study:
         """Choose the sampler for the next trials; a study that holds some must not be given the same draws again."""
         with _study_errors(self.where):
             count = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = SAMPLERS[sampler]((seed + count) % SEEDS)
+        self._sampler, self._seed = SAMPLERS[sampler], seed
+        self._draw(count)
+
+    def _draw(self, after: int) -> None:
+        """Draw what no run of this study drew, `after` how many trials."""
+        self._study.sampler = self._sampler((self._seed + after) % SEEDS)
 
     def ask(self) -> tuple[optuna.Trial, Layout]:
         """A new trial and the layout that the sampler proposes."""
@@ -119,9 +124,13 @@ class Study:
             self._study.tell(asked, float(self._objective.value(estimate)))
 
     def pass_over(self, asked: optuna.Trial) -> None:
-        """Close a trial that proposed what is known; samplers learn nothing from a failed one."""
+        """Close a trial that proposed what is known; samplers learn nothing from a failed one.
+
+        The next draws are others: processes that started at once would propose the same for ever.
+        """
         with _study_errors(self.where):
             self._study.tell(asked, state=TrialState.FAIL)
+        self._draw(asked.number)
 
     def _layout(self, parameters: Mapping[str, Any]) -> Layout:
         return self._table.decode(parameters[CHOICES], parameters)

@@ -14,7 +14,7 @@ from perfmodel.errors import LayoutError
 from perfmodel.trace import Program
 from perfmodel.trace.stablehlo import lower
 from perfmodel.verify.collective import axis_name
-from perfmodel.work import RESIZABLE, Number
+from perfmodel.work import MESH, Number
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def mesh_of(program: Program, sizes: Mapping[str, Number], *, stated: bool) -> M
 
     Raises LayoutError where the program's own mesh is another.
     """
-    wanted = {axis: int(size) for axis, size in sizes.items() if size > 1 and axis not in RESIZABLE}
+    wanted = {axis: int(size) for axis, size in sizes.items() if axis in MESH and size > 1}
     if not stated or not (own := _own(lower(program))):
         return Mesh(wanted, {axis: axis for axis in wanted})
     names = {axis: _name(program, own, axis) for axis in wanted}
