@@ -421,3 +421,39 @@ def test_networkx_keeps_loops_as_nodes_with_a_body() -> None:
     dots = [d for loop in loops for _, d in loop["body"].nodes(data=True) if d["kind"] == "dot_general"]
     assert sum(d["flops"] for d in dots) * 7 == graph.flops()
     assert digraph.number_of_edges() > 0
+
+
+# -- programs that JAX, or we, cannot take ---------------------------------------------------------------------------
+
+
+def step_of(fn: Callable[[Any], Any]) -> Program:
+    argument = Argument(name="x", role="batch", tree=jax.ShapeDtypeStruct((4, 8), jnp.float32), axes=("batch", None))
+    return Program(name="step", fn=fn, arguments=(argument,))
+
+
+def test_a_debug_print_costs_nothing() -> None:
+    def chatty(x: Any) -> Any:
+        jax.debug.print("{}", x.sum())
+        return x * 2
+
+    kinds = {op.kind for _, op in trace(step_of(chatty)).walk()}
+    assert "multiply" in kinds
+    assert not any("callback" in kind for kind in kinds)
+
+
+def test_a_callback_whose_result_is_used_has_no_known_cost() -> None:
+    shape = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+    with pytest.raises(TraceError, match=r"python_cpu_callback.*supply one"):
+        trace(step_of(lambda x: jax.pure_callback(lambda a: a, shape, x)))
+
+
+@pytest.mark.parametrize(
+    ("fn", "error"),
+    [
+        (lambda x: x @ x, "TypeError: dot_general requires"),
+        (lambda x: x if x.sum() > 0 else -x, "TracerBoolConversionError: "),
+    ],
+)
+def test_a_step_that_jax_cannot_trace_is_the_users_to_mend(fn: Callable[[Any], Any], error: str) -> None:
+    with pytest.raises(TraceError, match=rf"^step: got {error}.*test_trace.py:\d+.*mend it$"):
+        trace(step_of(fn))

@@ -6,12 +6,11 @@ import importlib
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from perfmodel.errors import ModelError, PerfModelError
+from perfmodel.errors import ModelError, PerfModelError, told
 from perfmodel.models.config import DecoderConfig, preset_names, read_config
 
 if TYPE_CHECKING:
@@ -23,10 +22,6 @@ LONGEST = 8192
 """Default sequence length where a model allows more."""
 
 STABLEHLO = (".mlir", ".mlirbc", ".stablehlo", ".vhlo", ".bin", ".jax_export")
-
-
-OURS = (__file__, str(importlib.__file__), "<")
-"""Where frames between a user's code and this module lie."""
 
 
 AUTO = "auto"
@@ -117,9 +112,7 @@ def _from_function(model: str, options: Mapping[str, Any]) -> Program:
     except PerfModelError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"model {model!r}: got {_told(error)} from {attribute}, expected a Program: mend it"
-        ) from error
+        raise ModelError(f"model {model!r}: got {told(error)} from {attribute}, expected a Program: mend it") from error
     if not isinstance(program, Program):
         got = type(program).__name__
         raise ModelError(f"model {model!r}: got something of type {got}, expected a perfmodel.Program: return one")
@@ -139,7 +132,7 @@ def _imported(model: str, name: str) -> ModuleType:
         absent = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
         advice = "check the name, and the folder you are in" if absent else "mend it"
         raise ModelError(
-            f"model {model!r}: got {_told(error)} on importing {name}, expected a module: {advice}"
+            f"model {model!r}: got {told(error)} on importing {name}, expected a module: {advice}"
         ) from error
 
 
@@ -152,11 +145,3 @@ def _taken(model: str, function: object, options: Mapping[str, Any]) -> dict[str
         if key in given and not every and key not in parameters:
             raise ModelError(f"model {model!r}: got {ASKED[key]} {given[key]}, expected none: it takes no {key}")
     return {key: value for key, value in given.items() if every or key in parameters}
-
-
-def _told(error: Exception) -> str:
-    """An exception of a user's code on one line: its type, its message's first line, and where it was raised."""
-    message = (str(error).splitlines() or [""])[0]
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(OURS)]
-    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {message}{where}"

@@ -174,6 +174,9 @@ KINDS: Mapping[str, Kind] = {
 
 # Ops that only hand their operands on.
 TRANSPARENT = frozenset({"stablehlo.optimization_barrier"})
+CALLBACKS = frozenset(f"xla_{ffi}python_{platform}_callback" for ffi in ("ffi_", "") for platform in ("cpu", "gpu"))
+"""Custom calls that run Python, as `jax.debug.print` does."""
+
 TRANSPARENT_CALLS = frozenset(
     {"Sharding", "annotate_device_placement", "LayoutConstraint", "MoveToHost", "MoveToDevice"}
 )

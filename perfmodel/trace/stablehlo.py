@@ -13,7 +13,7 @@ from jax.interpreters.mlir import make_ir_context
 from jaxlib.mlir import ir, passmanager
 from jaxlib.mlir.dialects import sdy, stablehlo
 
-from perfmodel.errors import TraceError
+from perfmodel.errors import PerfModelError, TraceError, told
 from perfmodel.trace.program import Program, StableHLO
 
 TESTED = ((0, 10, 1), (0, 11, 0))  # from, below
@@ -54,8 +54,25 @@ def lower(program: Program) -> ir.Module:
 def _lowered(program: Program, fn: Callable[..., Any]) -> ir.Module:
     trees = [argument.tree for argument in program.arguments]
     donated = [i for i, argument in enumerate(program.arguments) if argument.name in program.donated]
-    traced = jax.jit(fn, donate_argnums=donated, keep_unused=True).trace(*trees)
-    return traced.lower(lowering_platforms=(PLATFORM,)).compiler_ir("stablehlo")
+    try:
+        traced = jax.jit(fn, donate_argnums=donated, keep_unused=True).trace(*trees)
+    except PerfModelError:
+        raise
+    except Exception as error:
+        raise TraceError(
+            f"{program.name}: got {told(error)}, expected a step that JAX can trace with these arguments: mend it"
+        ) from error
+    return _on_platform(traced).compiler_ir("stablehlo")
+
+
+def _on_platform(traced: Any) -> Any:
+    """Lowered for `PLATFORM`; what calls back to Python (`jax.debug.print`) only lowers for the backend at hand."""
+    try:
+        return traced.lower(lowering_platforms=(PLATFORM,))
+    except ValueError as error:
+        if "lowering platform" not in str(error):
+            raise
+        return traced.lower()
 
 
 def parse(source: StableHLO) -> ir.Module:

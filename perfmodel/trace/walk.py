@@ -187,6 +187,8 @@ def _composite(walker: Walker, op: ir.Operation, operands: list[int], frame: Fra
 
 def _custom_call(walker: Walker, op: ir.Operation, operands: list[int], frame: Frame) -> list[int]:
     target = ir.StringAttr(op.attributes["call_target_name"]).value
+    if target in ops.CALLBACKS and not len(op.results):  # only looks at values
+        return []
     return operands if target in ops.TRANSPARENT_CALLS else walker._op(op, target, operands, frame)
 
 
