@@ -16,8 +16,9 @@ from perfmodel.cli.main import main
 from perfmodel.errors import AxisNameError
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout
+from perfmodel.models import load_program
 from perfmodel.propose import propose
-from perfmodel.trace import Program, named, read_names, trace
+from perfmodel.trace import Program, named, read_mesh_axes, read_names, trace
 from perfmodel.trace.leaves import leaves_of
 
 BF16 = 2
@@ -72,6 +73,20 @@ def test_a_pattern_that_matches_nothing_is_an_error_that_says_what_is_near() -> 
 def test_what_is_not_a_pattern_and_a_name_is_an_error(text: str) -> None:
     with pytest.raises(AxisNameError, match="expected PATTERN=NAME"):
         read_names([text])
+
+
+def test_axes_of_the_programs_own_mesh_are_told_in_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_mesh_axes(["data = dp, fsdp", "replica="]) == {"data": ("dp", "fsdp"), "replica": ()}
+    program = load_program("unannotated:constrained", mesh_axes=["data=dp"])
+    assert [op.pinned[0][1] for _, op in trace(program).walk() if op.kind == "sharding_constraint"] == [("dp",)]
+    assert main(["trace", "unannotated:constrained"]) == 2
+    assert "--mesh-axis data=dp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["data", "=dp", "data=dq"])
+def test_other_texts_about_mesh_axes_are_errors(text: str) -> None:
+    with pytest.raises(AxisNameError, match=rf"got '{text}', expected AXIS= and some of tp, cp"):
+        read_mesh_axes([text])
 
 
 def test_texts_are_read_as_patterns_and_names() -> None:

@@ -107,3 +107,14 @@ def mlp() -> Program:
         ),
         donated=("w",),
     )
+
+
+def constrained() -> Program:
+    """A constraint over a mesh whose axes have names of their own."""
+    sharding = jax.NamedSharding(jax.sharding.AbstractMesh((2,), ("data",)), jax.P("data"))
+
+    def double(x: Any) -> Any:
+        return jax.lax.with_sharding_constraint(jnp.sin(x), sharding) * 2
+
+    argument = Argument(name="x", role="batch", tree=spec(BATCH, SEQ), axes=("batch", None))
+    return Program(name="constrained", fn=double, arguments=(argument,))

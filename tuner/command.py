@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN=NAME",
         help="as for perfmodel estimate (default: auto, where no dim has an axis name)",
     )
+    add("--mesh-axis", action="append", default=[], metavar="AXIS=AXES", help="as for perfmodel estimate")
     add(
         "--global-batch",
         type="counts",
@@ -165,15 +167,22 @@ def _programs(arguments: argparse.Namespace, fixed: dict[str, Any], output: Outp
     graphs: dict[str, Graph] = {}
     assign = list(arguments.assign)
     for policy in (fixed["recompute"],) if "recompute" in fixed else POLICIES:
-        options = {"seq_len": arguments.seq_len, "capacity_factor": arguments.capacity_factor, "recompute": policy}
-        program = load_program(arguments.model, **options, assign=assign)
+        load = partial(
+            load_program,
+            arguments.model,
+            seq_len=arguments.seq_len,
+            recompute=policy,
+            capacity_factor=arguments.capacity_factor,
+            mesh_axes=arguments.mesh_axis,
+        )
+        program = load(assign=assign)
         if program.recompute in graphs:
             continue
         graph = trace(program)
         if not assign and (proposed := propose(graph)):
             assign = [f"{pattern}={name}" for pattern, name in proposed.items()]
             output.note(f"no dim has an axis name: taking --assign {' --assign '.join(assign)}")
-            graph = trace(load_program(arguments.model, **options, assign=assign))
+            graph = trace(load(assign=assign))
         graphs[graph.recompute] = graph
     return graphs
 

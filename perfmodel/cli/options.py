@@ -19,6 +19,9 @@ ASSIGN = (
 MACHINE = "machine name (see `perfmodel hardware list`) or path of a .toml file"
 
 
+MESH_AXIS = "what an axis of the program's own mesh stands for, as in data=dp,fsdp; may be repeated"
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """MODEL and what it is traced with."""
     parser.add_argument("model", metavar="MODEL", help=MODEL)
@@ -32,6 +35,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="rows of each expert, as a multiple of its fair share; tokens beyond are dropped (default: none is)",
     )
     parser.add_argument("--assign", action="append", default=[], metavar="PATTERN=NAME", help=ASSIGN)
+    parser.add_argument("--mesh-axis", action="append", default=[], metavar="AXIS=AXES", help=MESH_AXIS)
 
 
 def load(arguments: argparse.Namespace, *, recompute: str) -> Program:
@@ -44,6 +48,7 @@ def load(arguments: argparse.Namespace, *, recompute: str) -> Program:
         recompute=recompute,
         capacity_factor=arguments.capacity_factor,
         assign=arguments.assign,
+        mesh_axes=arguments.mesh_axis,
     )
 
 

@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -35,23 +36,30 @@ def load_program(
     recompute: str = "full",
     capacity_factor: float | None = None,
     assign: Sequence[str] = (),
+    mesh_axes: Sequence[str] = (),
 ) -> Program:
     """The training step of a preset, a Hugging Face config.json, `package.module:function`, or a StableHLO file.
 
     A function is called with `recompute`, and with `seq_len` and `capacity_factor` where they are given, if it takes
     them; a file is what it is. `capacity_factor` bounds the rows of each expert, as `train_program` has it. `assign`
     gives axis names to dims of arguments, each text `PATTERN=NAME`, or `auto` for those that `propose` finds.
+    `mesh_axes` tell what axes of the program's own mesh stand for, each text `AXIS=AXES`, as in `data=dp,fsdp`.
 
     Raises ModelError, TraceError for a StableHLO file that cannot be read, AxisNameError for a pattern that matches
     nothing.
     """
     program = _found(model, seq_len, recompute, capacity_factor)
+    if mesh_axes:
+        from perfmodel.trace import read_mesh_axes  # JAX, which reading a config does not need
+
+        mesh = {**program.hints.mesh, **read_mesh_axes(mesh_axes)}
+        program = replace(program, hints=replace(program.hints, mesh=mesh))
     return _assigned(program, assign) if assign else program
 
 
 def _assigned(program: Program, assign: Sequence[str]) -> Program:
     from perfmodel.propose import propose
-    from perfmodel.trace import named, read_names, trace  # JAX, which reading a config does not need
+    from perfmodel.trace import named, read_names, trace  # JAX, as above
 
     proposed = propose(trace(program)) if AUTO in assign else {}
     return named(program, {**proposed, **read_names(text for text in assign if text != AUTO)})

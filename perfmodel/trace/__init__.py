@@ -8,7 +8,7 @@ from dataclasses import replace
 from perfmodel.graph import Graph
 from perfmodel.trace.build import finish
 from perfmodel.trace.leaves import Leaf, leaves_of
-from perfmodel.trace.naming import named, read_names
+from perfmodel.trace.naming import named, read_mesh_axes, read_names
 from perfmodel.trace.program import Argument, Hints, Program, StableHLO
 from perfmodel.trace.raw import RawNode
 from perfmodel.trace.source import aliases_of, read_program
@@ -17,7 +17,7 @@ from perfmodel.trace.walk import Walker
 
 SHARDING = "sdy.sharding"
 
-__all__ = ["Argument", "Hints", "Program", "named", "read_names", "read_program", "trace"]
+__all__ = ["Argument", "Hints", "Program", "named", "read_mesh_axes", "read_names", "read_program", "trace"]
 
 
 def trace(program: Program) -> Graph:

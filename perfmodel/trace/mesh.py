@@ -44,7 +44,7 @@ class MeshAxes:
         if axes is None and self._sizes.get(axis) != 1:
             raise TraceError(
                 f"{source}: got mesh axis {axis!r}, expected one of {', '.join(AXES)}: say what it stands for, "
-                f"Program(..., hints=Hints(mesh={{{axis!r}: ('dp',)}})), or () to ignore it"
+                f"--mesh-axis {axis}=dp, or Program(..., hints=Hints(mesh={{{axis!r}: ('dp',)}})); nothing to ignore it"
             )
         if unknown := [name for name in axes or () if name not in AXES]:
             raise TraceError(
@@ -62,6 +62,6 @@ class MeshAxes:
         if not axes and size > 1:
             raise TraceError(
                 f"{source}: got mesh axis {axis!r} of size {size} ignored, but shard_map splits values over it: say "
-                f"what it stands for, Program(..., hints=Hints(mesh={{{axis!r}: ('dp',)}}))"
+                f"what it stands for, --mesh-axis {axis}=dp, or Program(..., hints=Hints(mesh={{{axis!r}: ('dp',)}}))"
             )
         return size, axes

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 import jax
 
 from perfmodel.errors import AxisNameError
+from perfmodel.layout import AXES
 from perfmodel.trace.leaves import Leaf, leaves_of
 from perfmodel.trace.program import Argument, Program
 
@@ -32,6 +33,24 @@ def read_names(texts: Iterable[str]) -> dict[str, str]:
         if names.setdefault(pattern, name) != name:
             raise AxisNameError(f"axis names: got {pattern!r} for {names[pattern]} and {name}, expected one: drop one")
     return names
+
+
+def read_mesh_axes(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Read `AXIS=AXES` texts, what axes of a program's own mesh stand for; none for an axis to be ignored.
+
+    Raises AxisNameError for other texts.
+    """
+    found = {}
+    for text in texts:
+        axis, sign, axes = (word.strip() for word in text.partition("="))
+        names = tuple(name.strip() for name in axes.split(",") if name.strip())
+        if not (sign and axis) or any(name not in AXES for name in names):
+            raise AxisNameError(
+                f"mesh axes: got {text!r}, expected AXIS= and some of {', '.join(AXES)}, or nothing to ignore it: "
+                f"write data=dp,fsdp"
+            )
+        found[axis] = names
+    return found
 
 
 def named(program: Program, names: Mapping[str, str]) -> Program:
