@@ -82,6 +82,15 @@ class Placement:
             self._whole[value] = whole
         return self._whole[value].times([axis for dim in state.dims for axes in dim for axis in axes], -1)
 
+    def repeats(self, value: int) -> bool:
+        """Whether a value ranges over a factor twice, so that either of two dims could be sharded."""
+        factors = [f for dim in self._graph.values[value].dims for f in dim]
+        return len(set(factors)) < len(factors)
+
+    def elements(self, value: int) -> float:
+        """How many elements a value has in all, as it was traced."""
+        return self._graph.elements(value)
+
     def is_activation(self, value: int) -> bool:
         """Whether a value has a batch dim; sums over ranks of any other value are gradients or statistics."""
         return any(self._graph.factors[f].name == "batch" for dim in self._graph.values[value].dims for f in dim)

@@ -195,9 +195,9 @@ class _Sharder:
         return {k: self.accumulator_state(loop.parameters[k], state) for k, state in left.items()}
 
     def accumulator_state(self, value: int, state: State) -> State:
-        if self.place.is_activation(value):
-            return self.place.resting_state(value)
-        return self.place.at_rest(value, state, "gradients")
+        if not self.place.is_activation(value):
+            return self.place.at_rest(value, state, "gradients")
+        return State(state.dims) if self.place.repeats(value) else self.place.resting_state(value)
 
 
 def _carried_in(op: Op, states: Sequence[State], passing: frozenset[str]) -> list[frozenset[str]]:

@@ -51,7 +51,11 @@ def _places(state: State) -> dict[str, tuple[int, int]]:
 
 
 def steps(have: State, want: State) -> list[tuple[str, Axes]]:
-    """Collectives that lead from one state to another, those that shrink the value first."""
+    """Collectives that lead from one state to another, those that shrink the value first.
+
+    In which order several axes lie on one dim is not looked at: an assignment gives each name its axes in one order
+    throughout, so that parts of a value have no reason to change places.
+    """
     there, goal = _places(have), _places(want)
     resolve = have.partial - want.partial
     kinds: Mapping[str, set[str]] = {

@@ -115,7 +115,7 @@ def answers(llama: str) -> Answers:
     graph = trace(program)
     names = ("TP", "TP+SP")
     asked = [pose(program, graph, LAYOUTS[name]) for name in names]
-    stated = [state_layout(program, each.layout.assignment, each.sizes, each.mesh) for each in asked]
+    stated = [state_layout(program, graph, each.layout.assignment, each.sizes, each.mesh) for each in asked]
     told = {"Shardy": [ask_shardy(each) for each in stated], "XLA": ask_xla(stated)}
     return {(compiler, name): told[compiler][i] for compiler in told for i, name in enumerate(names)}
 

@@ -251,6 +251,16 @@ def test_wrong_axes_are_errors() -> None:
         trace(program(lambda x: x["a"], {"a": spec(M, K)}, axes=[{"b": ("batch", None)}]))
 
 
+def test_dims_that_a_layout_resizes_have_one_size() -> None:
+    first, second = (jax.ShapeDtypeStruct((size, 4), "float32") for size in (8, 16))
+    arguments = tuple(
+        Argument(name=name, role="batch", tree=tree, axes=("batch", None))
+        for name, tree in (("few", first), ("many", second))
+    )
+    with pytest.raises(TraceError, match="axis name batch: got 8 in few, 16 in many, expected one size"):
+        trace(Program(name="two", fn=lambda few, many: (few, many), arguments=arguments))
+
+
 @pytest.mark.parametrize("version", ["0.9.2", "0.11.0", "1.0"])
 def test_an_untested_jax_names_the_tested_range(version: str) -> None:
     with pytest.raises(TraceError, match=rf"{version}.*>=0\.10\.1,<0\.11\.0"):

@@ -24,11 +24,13 @@ from perfmodel.verify.collective import Instruction
 from perfmodel.verify.compare import compare
 from perfmodel.verify.derived import EAGER
 from perfmodel.verify.rewrites import (
+    EXCHANGED,
     IN_PLACE,
     JOINED,
     MERGED,
     NARROWED,
     NESTED,
+    RANKED,
     REASSOCIATED,
     REWRITES,
     SCATTERED,
@@ -158,6 +160,10 @@ def moved(name: str, opcode: str, of: str, axis: str = "fsdp") -> Instruction:
     return Instruction(name=name, opcode=opcode, bytes=64.0, operands=(of,), axes=(axis,), detail="g")
 
 
+def exchanged(name: str, of: str, *axes: str) -> Instruction:
+    return Instruction(name=name, opcode="collective-permute", bytes=64.0, operands=(of,), axes=axes, detail="g")
+
+
 X, Y = op("x", "parameter"), op("y", "parameter")
 REWRITTEN: dict[str, tuple[tuple[Instruction, ...], list[tuple[str, str, float]], list[tuple[str, str, float]]]] = {
     MERGED: (
@@ -205,6 +211,16 @@ REWRITTEN: dict[str, tuple[tuple[Instruction, ...], list[tuple[str, str, float]]
         [("all_to_all", "fsdp", 64.0)] * 2,
         [],
     ),
+    RANKED: (
+        (X, moved("a", "all-gather", "x"), op("t", "topk", "a"), op("r", "tuple", "t")),
+        [("all_gather", "fsdp", 64.0)],
+        [],
+    ),
+    EXCHANGED: (
+        (X, reduced("a", "x", "dp"), exchanged("p", "a", "dp", "tp_kv"), op("r", "tuple", "p")),
+        [("collective_permute", "dp+tp", 64.0), ("all_reduce", "dp", 64.0)],
+        [("reduce_scatter", "dp", 128.0)],
+    ),
 }
 """A program, its collectives as they stand, and as they are after one rewrite (and those it builds on)."""
 
@@ -235,6 +251,24 @@ def test_a_slice_may_go_beyond_the_axes_of_its_sum() -> None:
     parts = (op("c", "dynamic-slice", "a", elements=8), op("d", "dynamic-slice", "b", elements=8))
     program = (X, Y, *sums, *parts, op("s", "add", "c", "d"), op("r", "tuple", "s"))
     assert shown(program, REWRITES) == [("reduce_scatter", "tp", 64.0)]
+
+
+def test_a_sum_of_which_a_part_is_summed_on_is_one_with_it() -> None:
+    """Over fsdp and dp, as its summand y is."""
+    parts = (op("c", "dynamic-slice", "a", elements=8), op("d", "dynamic-slice", "b", elements=8))
+    sums = (reduced("a", "x", "fsdp"), reduced("b", "y", "dp", "fsdp"), *parts, reduced("e", "c", "dp", size=16.0))
+    program = (X, Y, *sums, op("s", "add", "d", "e"), op("r", "tuple", "s"))
+    assert shown(program, REWRITES) == [("reduce_scatter", "fsdp", 64.0), ("all_reduce", "dp", 16.0)]
+
+
+def test_a_value_is_gathered_once_in_whatever_order() -> None:
+    program = (X, op("v", "reverse", "x"), moved("a", "all-gather", "x"), moved("b", "all-gather", "v"))
+    assert shown(program, REWRITES) == [("all_gather", "fsdp", 64.0)]
+
+
+def test_a_top_k_among_gathered_scores_needs_them() -> None:
+    scores = replace(moved("a", "all-gather", "x"), minor=True)
+    assert shown((X, scores, op("t", "topk", "a")), REWRITES) == [("all_gather", "fsdp", 64.0)]
 
 
 def test_a_reduction_that_is_used_whole_stays_one() -> None:

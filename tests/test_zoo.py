@@ -306,7 +306,7 @@ CHANNELS = 2512
 BESIDES_GRADIENTS: Mapping[str, float] = {
     "branches": -F32 * 3,  # numbers that only choose a branch have no gradient
     "deepseek": -F32 * 2 * 8,  # nor have the numbers that balance the experts
-    "resnet": F32 * 6 * CHANNELS,  # mean and variance, each to normalise and to remember, and what flows back into them
+    "resnet": F32 * 4 * CHANNELS,  # mean and variance, to normalise and to remember, and what flows back into each
     "t5": T5_BIASES,
 }
 LOSS = F32
@@ -357,11 +357,29 @@ def test_tensor_parallel_t5_reduces_behind_each_matmul_back_to_embed() -> None:
 
 
 def test_tensor_parallel_mixtral_reduces_tokens_and_what_experts_return() -> None:
-    """What experts return is reduced as tokens, but also slot by slot: the gates' gradient needs it whole."""
+    """What experts return is reduced slot by slot, since the gates' gradient needs it whole; not again as tokens."""
     batch, seq, embed, layers, experts, capacity = 4, 16, 32, 2, 4, 2 * 16 * 2 // 4
     tokens, slots = F32 * batch * seq * embed, F32 * experts * batch * capacity * embed
     statistics = 3 * F32 * batch * seq
-    assert moved("mixtral", tp=2) == {"all_reduce": layers * (4 * tokens + slots) + 2 * tokens + statistics}
+    assert moved("mixtral", tp=2) == {"all_reduce": layers * (3 * tokens + slots) + 2 * tokens + statistics}
+
+
+def test_context_parallel_attention_gathers_keys_and_values_and_scatters_their_gradients() -> None:
+    """Op by op, with more queries than keys; besides, the router counts tokens along the whole sequence."""
+    batch, seq, layers, kv_heads, head, experts, i32 = 4, 16, 2, 2, 8, 4, 4
+    keys, chosen = F32 * batch * seq * kv_heads * head, i32 * batch * seq * experts
+    found = moved("mixtral", cp=2)
+    assert found["all_gather"] == layers * (4 * keys + chosen)
+    assert found["reduce_scatter"] == layers * 2 * keys
+    assert "all_to_all" not in found
+
+
+def test_scores_of_as_many_queries_as_keys_are_spread_along_queries_so_that_softmax_is_local() -> None:
+    batch, seq, layers, heads, head, rotary = 4, 16, 2, 4, 8, 4
+    keys, values = (F32 * batch * seq * heads * size for size in (head + rotary, head))
+    found = moved("deepseek", cp=2)
+    assert found["all_gather"] == layers * (2 * (keys + values) + F32 * batch * seq * 8)
+    assert "all_to_all" not in found
 
 
 def test_tensor_parallel_mamba_reduces_tokens_and_what_selects() -> None:

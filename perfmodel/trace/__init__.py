@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from perfmodel.errors import TraceError
 from perfmodel.graph import Graph
 from perfmodel.trace.build import finish
 from perfmodel.trace.leaves import Leaf, leaves_of
@@ -23,7 +24,8 @@ __all__ = ["Argument", "Hints", "Program", "named", "read_mesh_axes", "read_name
 def trace(program: Program) -> Graph:
     """Trace a training step into a computation graph; nothing is compiled and no array is allocated.
 
-    Raises TraceError for an op or a loop that is unknown and not hinted at, AxisNameError where two axis names meet.
+    Raises TraceError for an op or a loop that is unknown and not hinted at, or where dims named batch (or
+    microbatch) differ in size; AxisNameError where two axis names meet.
     """
     leaves = [leaf for argument in program.arguments for leaf in leaves_of(argument)]
     module = lower(program)
@@ -52,9 +54,18 @@ def _input(walker: Walker, leaf: Leaf, position: int) -> int:
 
 
 def _size(leaves: Sequence[Leaf], name: str) -> int:
-    """The largest dim of an argument with an axis name, 1 if there is none."""
-    named = (size for leaf in leaves for size, axis in zip(leaf.shape, leaf.axes, strict=True) if axis == name)
-    return max(named, default=1)
+    """The size of the dims of arguments with an axis name, 1 if there is none.
+
+    Raises TraceError where they differ: a layout resizes them all alike.
+    """
+    named = ((size, leaf) for leaf in leaves for size, axis in zip(leaf.shape, leaf.axes, strict=True) if axis == name)
+    sizes = {size: leaf.name for size, leaf in named if size > 1}
+    if len(sizes) > 1:
+        found = ", ".join(f"{size} in {where}" for size, where in sorted(sizes.items()))
+        raise TraceError(
+            f"axis name {name}: got {found}, expected one size, since a layout chooses it: rename the others"
+        )
+    return next(iter(sizes), 1)
 
 
 def _spelling(walker: Walker, index: int) -> str:

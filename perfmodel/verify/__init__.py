@@ -64,7 +64,7 @@ def verify_all(
 
 
 def _stated(asked: Question) -> Stated:
-    return state_layout(asked.program, asked.layout.assignment, asked.sizes, asked.mesh)
+    return state_layout(asked.program, asked.sharded.graph, asked.layout.assignment, asked.sizes, asked.mesh)
 
 
 def _notes(stated: Stated | None) -> Iterator[str]:

@@ -47,6 +47,7 @@ class Instruction:
 
     axes:   mesh axes that a collective runs over
     detail: what else tells apart two collectives of the same operands
+    minor:  whether a gather is along the last dim
     label:  where in the program it comes from
     runs:   bodies that it runs, and how often
     """
@@ -59,6 +60,7 @@ class Instruction:
     operands: tuple[str, ...] = ()
     axes: tuple[str, ...] = ()
     detail: str = ""
+    minor: bool = False
     label: str = ""
     runs: tuple[tuple[tuple[Instruction, ...], float], ...] = field(default=(), repr=False)
 

@@ -36,7 +36,9 @@ def read_module(module: Any, mesh: Mapping[str, int]) -> tuple[Instruction, ...]
         match = INSTRUCTION.match(text)
         assert match is not None, text
         opcode = match["opcode"]
-        arrays = [(dtype, math.prod(numbers(dims))) for dtype, dims in ARRAY.findall(match["result"])]
+        shapes = [(dtype, numbers(dims)) for dtype, dims in ARRAY.findall(match["result"])]
+        arrays = [(dtype, math.prod(shape)) for dtype, shape in shapes]
+        dims = _found(r"dimensions=.([0-9,]*)", text)
         spelled = GROUPS.search(text) if opcode in KINDS else None
         axes, groups = read_groups(spelled[0]) if spelled else ((), "")
         return Instruction(
@@ -47,7 +49,8 @@ def read_module(module: Any, mesh: Mapping[str, int]) -> tuple[Instruction, ...]
             bytes=float(sum(BYTES.get(dtype, 0) * size for dtype, size in arrays)),
             operands=tuple(operand.name for operand in raw.operands()),
             axes=axes,
-            detail=f"{_found(r'dimensions=.([0-9,]*)', text)} {groups}",
+            detail=f"{dims} {groups}",
+            minor=opcode == "all-gather" and numbers(dims) == [len(shapes[0][1]) - 1],
             label=_found(r'op_name="([^"]*)"', text),
             runs=runs(opcode, text),
         )

@@ -22,7 +22,7 @@ RULE = "sdy.sharding_rule"
 TRIPS = "perfmodel.trips"
 """Attribute of a loop: how often it runs. Compilers' passes leave it as it is."""
 KERNEL = "stablehlo.composite"
-SUMS = ("stablehlo.dot_general", "stablehlo.gather", "stablehlo.scatter")
+SUMS = ("stablehlo.convolution", "stablehlo.dot_general", "stablehlo.gather", "stablehlo.scatter")
 
 
 def traced(module: ir.Module, program: Program, *, kernels: bool) -> tuple[Recorder, Graph]:
@@ -34,7 +34,8 @@ def traced(module: ir.Module, program: Program, *, kernels: bool) -> tuple[Recor
     inputs, nodes = _inputs(walker, block, program), list[RawNode]()
     results = walker.function(MAIN, inputs, "", nodes)
     each_op(module, lambda op: op.attributes.__delitem__(RULE) if RULE in op.attributes else None)
-    return walker, finish(walker, nodes, (), results, name=program.name, recompute=program.recompute)
+    parameters = [(value, "", "other", None) for value in inputs]  # what constraints reach is kept as they ask
+    return walker, finish(walker, nodes, parameters, results, name=program.name, recompute=program.recompute)
 
 
 class Recorder(Walker):

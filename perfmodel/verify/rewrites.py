@@ -17,10 +17,12 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 SHAPES = ("reshape", "bitcast", "copy", "transpose")
 SILENT = (*SHAPES, "convert")
 """Ops through which a value is followed to what uses it."""
+REORDERED = (*SHAPES, "reverse")
+"""Ops that leave the same elements on each rank."""
 MOVES = ("all-to-all", "collective-permute")
 """Collectives that leave a value as large as it was."""
 
-MERGED, NARROWED, JOINED, SCATTERED, REASSOCIATED, NESTED, IN_PLACE = REWRITES = (
+MERGED, NARROWED, JOINED, SCATTERED, REASSOCIATED, NESTED, IN_PLACE, RANKED, EXCHANGED = REWRITES = (
     "equal collectives merged",
     "converts moved before all-gathers",
     "all-reduces in a row joined",
@@ -28,15 +30,22 @@ MERGED, NARROWED, JOINED, SCATTERED, REASSOCIATED, NESTED, IN_PLACE = REWRITES =
     "all-reduce reassociation",
     "all-reduce reassociation over nested axes",
     "scatters done in place",
+    "top_k done in place",
+    "idle ranks left idle",
 )
 WHY: Mapping[str, str] = {
-    MERGED: "a value moved twice in the same way within one loop body is moved once",
+    MERGED: "a value moved twice in the same way within one loop body is moved once; gathered, in whatever order",
     NARROWED: "an all-gather of which only a narrower type is used gathers that",
-    JOINED: "an all-reduce that only feeds another, over other axes, is one with it",
+    JOINED: "an all-reduce that only feeds another, over other axes, as a whole or a part of it, is one with it",
     SCATTERED: "an all-reduce of which each rank only keeps its part is a reduce-scatter (and a sum of that part)",
     REASSOCIATED: "reductions of which only the sum is used are one reduction, of the sum",
     NESTED: "a sum over some axes that is only added to sums over more is counted once, and reduced with them",
     IN_PLACE: "a scatter's table that is moved to where the indices lie, and moved back, stays where it is",
+    RANKED: "scores gathered for a top_k alone, along another dim than it ranks, are ranked where they are",
+    EXCHANGED: (
+        "where an axis has no part in a sum, XLA has its ranks sum different parts, and exchanges these; perfmodel has "
+        "each rank sum all and keep its own part, by a reduce-scatter"
+    ),
 }
 
 
@@ -99,14 +108,18 @@ class Body:
         sums: dict[str, list[Reduction]] = defaultdict(list)
         for instruction in self.instructions.values():
             if instruction.opcode == "all-reduce":
-                if not self.continued(instruction):
+                if self.next_sum(instruction) is None:
                     reduction = self.reduction(instruction)
                     sums[self.end(instruction, reduction)].append(reduction)
-            elif instruction.opcode in KINDS and instruction.name not in self.detours:
+            elif instruction.opcode in KINDS and not self.is_detour(instruction):
                 moves.setdefault(self.identity(instruction), self.narrowed(instruction))
         yield from moves.values()
         for summands in sums.values():
             yield from self.parts(max(summands, key=lambda each: len(each.axes)), len(summands))
+
+    def is_detour(self, instruction: Instruction) -> bool:
+        """Whether a collective could be left out."""
+        return instruction.name in self.detours or instruction.name in self.exchanges or self.ranked(instruction)
 
     def parts(self, reduction: Reduction, summands: int) -> Iterator[Collective]:
         """A reduction of which each rank keeps its part along some axes: a scatter, then a sum of the part."""
@@ -140,8 +153,18 @@ class Body:
 
     def identity(self, instruction: Instruction) -> Any:
         """Equal for collectives that do the same to the same operands."""
-        same = (instruction.opcode, instruction.operands, instruction.axes, instruction.detail)
-        return same if MERGED in self.rewrites else instruction.name
+        if MERGED not in self.rewrites:
+            return instruction.name
+        if instruction.opcode == "all-gather":
+            part = self.origin(self.instructions[instruction.operands[0]], REORDERED)
+            return instruction.opcode, part.name, instruction.axes
+        return instruction.opcode, instruction.operands, instruction.axes, instruction.detail
+
+    def ranked(self, instruction: Instruction) -> bool:
+        """Whether scores are gathered for a top_k alone, which needs no more than those it ranks."""
+        if RANKED not in self.rewrites or instruction.opcode != "all-gather" or instruction.minor:
+            return False
+        return {use.opcode for use in self.uses(instruction)} == {"topk"}
 
     @cached_property
     def detours(self) -> Collection[str]:
@@ -187,23 +210,51 @@ class Body:
             else:
                 yield user
 
-    def origin(self, instruction: Instruction) -> Instruction:
+    def origin(self, instruction: Instruction, through: Collection[str] = SILENT) -> Instruction:
         """A value, looking back through ops that do not change it."""
-        while instruction.opcode in SILENT:
+        while instruction.opcode in through:
             instruction = self.instructions[instruction.operands[0]]
         return instruction
 
-    def continued(self, instruction: Instruction) -> bool:
-        """Whether an all-reduce only feeds another, over other axes."""
-        return JOINED in self.rewrites and [use.opcode for use in self.uses(instruction)] == ["all-reduce"]
+    def next_sum(self, instruction: Instruction) -> Instruction | None:
+        """The all-reduce, over other axes, that one only feeds, as a whole or a part of it."""
+        uses = list(self.uses(instruction)) if JOINED in self.rewrites else []
+        if [use.opcode for use in uses] == ["dynamic-slice"]:
+            uses = list(self.uses(uses[0]))
+        return uses[0] if [use.opcode for use in uses] == ["all-reduce"] else None
+
+    def fed_by(self, instruction: Instruction) -> Instruction | None:
+        """The all-reduce that only feeds this one."""
+        before = self.origin(self.instructions[instruction.operands[0]], (*SILENT, "dynamic-slice"))
+        return before if before.opcode == "all-reduce" and self.next_sum(before) is instruction else None
+
+    def exchange(self, instruction: Instruction) -> Instruction | None:
+        """The permutation by which ranks, some of them idle in a sum, exchange its parts, if that is its only use."""
+        summed = instruction.opcode == "all-reduce" and EXCHANGED in self.rewrites
+        uses = list(self.uses(instruction)) if summed else []
+        if [use.opcode for use in uses] != ["collective-permute"]:
+            return None
+        axes, exchanged = set(instruction.axes), set(uses[0].axes)
+        return uses[0] if axes & exchanged and exchanged - axes else None
+
+    @cached_property
+    def exchanges(self) -> Collection[str]:
+        """Collectives that only exchange parts of a sum."""
+        found = map(self.exchange, self.instructions.values())
+        return {each.name for each in found if each is not None}
 
     def reduction(self, instruction: Instruction) -> Reduction:
         """An all-reduce with those that only feed it, and what each rank keeps of it."""
         found = self.collective(instruction)
-        fed_by = self.origin(self.instructions[instruction.operands[0]])
-        if fed_by.opcode == "all-reduce" and self.continued(fed_by):
-            found = replace(found, axes=(*self.reduction(fed_by).collective.axes, *found.axes))
-        return Reduction(found, self.kept(instruction, found.axes) if SCATTERED in self.rewrites else ())
+        if (exchange := self.exchange(instruction)) is not None:
+            kept = tuple(axis for axis in found.axes if axis in exchange.axes)
+            return Reduction(replace(found, bytes=exchange.bytes * self._ranks(kept)), kept)
+        before = self.fed_by(instruction)
+        if before is None:
+            return Reduction(found, self.kept(instruction, found.axes) if SCATTERED in self.rewrites else ())
+        first = self.reduction(before)
+        whole = replace(first.collective, axes=(*first.collective.axes, *found.axes))
+        return Reduction(whole, first.kept or self.kept(instruction, whole.axes) if SCATTERED in self.rewrites else ())
 
     def kept(self, reduced: Instruction, axes: Sequence[str]) -> tuple[str, ...]:
         """Axes along which each rank only keeps its part of a reduced value."""

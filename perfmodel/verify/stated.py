@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import jax
@@ -14,16 +15,17 @@ from jax.sharding import AbstractMesh
 from jaxlib.mlir import ir
 
 from perfmodel.errors import LayoutError
-from perfmodel.layout import Assignment, Rules
+from perfmodel.graph import Dim, Graph, Parameter
+from perfmodel.layout import Assignment
+from perfmodel.placement import Placement
 from perfmodel.rules import PADDED
-from perfmodel.state import unclaimed
+from perfmodel.state import Axes
 from perfmodel.trace import Argument, Program
 from perfmodel.trace.program import StableHLO
 from perfmodel.trace.stablehlo import PLATFORM, check_version
 from perfmodel.verify.constrain import constrain
 from perfmodel.verify.mesh import Mesh
 from perfmodel.verify.passes import copied
-from perfmodel.verify.record import axis_names
 from perfmodel.work import RESIZABLE, Number
 
 
@@ -36,8 +38,11 @@ class Stated:
     unsaid: int
 
 
-def state_layout(program: Program, assignment: Assignment, sizes: Mapping[str, Number], mesh: Mesh) -> Stated:
-    """A program lowered with a layout of it stated, batch dims resized, the vocabulary padded where it must be.
+def state_layout(
+    program: Program, graph: Graph, assignment: Assignment, sizes: Mapping[str, Number], mesh: Mesh
+) -> Stated:
+    """A program, traced to `graph`, lowered with a layout of it stated, batch dims resized, the vocabulary padded where
+    it must be.
 
     Raises LayoutError where JAX refuses the layout.
     """
@@ -47,7 +52,7 @@ def state_layout(program: Program, assignment: Assignment, sizes: Mapping[str, N
             f"{program.name}: got a step that is lowered already, expected a function, which can be lowered again with "
             f"the layout: give package.module:function"
         )
-    lowering = _Lowering(program, program.fn, assignment, {name: int(size) for name, size in sizes.items()}, mesh)
+    lowering = _Lowering(program, program.fn, graph, assignment, {name: int(n) for name, n in sizes.items()}, mesh)
     try:
         module = lowering.module()
     except Exception as error:
@@ -58,18 +63,6 @@ def state_layout(program: Program, assignment: Assignment, sizes: Mapping[str, N
     return Stated(module=module, mesh=mesh, unsaid=constrain(module, program, assignment, mesh))
 
 
-def placed(names: Sequence[str | None], rules: Rules) -> list[tuple[str, ...]]:
-    """Mesh axes of each dim of an argument, given by name: earlier rules win, each axis once."""
-    taken: set[str] = set()
-    given: list[tuple[str, ...]] = [()] * len(names)
-    for name, axes in rules:
-        for d in (d for d, own in enumerate(names) if own == name):
-            won = unclaimed(axes, taken)
-            given[d] += won
-            taken.update(won)
-    return given
-
-
 class _Lowering:
     """A program, where its arguments lie, and how large the mesh axes are."""
 
@@ -77,22 +70,25 @@ class _Lowering:
         self,
         program: Program,
         fn: Callable[..., Any],
+        graph: Graph,
         assignment: Assignment,
         sizes: Mapping[str, int],
         mesh: Mesh,
     ) -> None:
         self.program = program
         self.fn = fn
-        self.assignment = assignment
+        self.graph = graph
+        self.place = Placement(graph, assignment)
         self.sizes = sizes
         self.mesh = mesh
 
     def module(self) -> ir.Module:
         """The program lowered with its arguments and results placed."""
         mesh = self.mesh.abstract()
-        arguments = self.program.arguments
-        trees = [_leaves(argument, self.resized) for argument in arguments]
-        inputs = {argument.name: _leaves(argument, self.sharding(mesh, argument.role)) for argument in arguments}
+        arguments, parameters = self.program.arguments, iter(self.graph.parameters)
+        own = {each.name: list(islice(parameters, len(jax.tree.leaves(each.tree)))) for each in arguments}
+        trees = [_leaves(each, own[each.name], self.resized) for each in arguments]
+        inputs = {each.name: _leaves(each, own[each.name], self.sharding(mesh)) for each in arguments}
         outputs = [inputs[name] for name in self.program.donated]
         rest = jax.eval_shape(self.fn, *trees)[len(outputs) :]
         whole = jax.NamedSharding(mesh, jax.P())
@@ -104,29 +100,32 @@ class _Lowering:
         )
         return copied(step.trace(*trees).lower(lowering_platforms=(PLATFORM,)).compiler_ir("stablehlo"))
 
-    def resized(self, leaf: Any, names: tuple[str | None, ...]) -> Any:
+    def resized(self, leaf: Any, parameter: Parameter) -> Any:
         """An argument's array as large as the layout asks for."""
-        axes = placed(names, self.assignment.compute)
-        shape = [self.size(*dim) for dim in zip(names, leaf.shape, axes, strict=True)]
-        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+        dims = self.graph.values[parameter.value].dims
+        axes = self.place.resting_state(parameter.value).dims
+        return jax.ShapeDtypeStruct([self.size(*each) for each in zip(leaf.shape, dims, axes, strict=True)], leaf.dtype)
 
-    def size(self, name: str | None, traced: int, axes: Sequence[str]) -> int:
-        if name is not None and name in RESIZABLE:
-            return self.sizes[name]
-        parts = math.prod(self.sizes[axis] for axis in axes) if name in PADDED else 1
+    def size(self, traced: int, dim: Dim, axes: Sequence[Axes]) -> int:
+        factors = [self.graph.factors[f] for f in dim]
+        for factor in factors:
+            if factor.name is not None and factor.name in RESIZABLE:
+                traced = traced * self.sizes[factor.name] // factor.named_size
+        padded = [own for factor, own in zip(factors, axes, strict=True) if factor.name in PADDED]
+        parts = math.prod(self.sizes[axis] for own in padded for axis in own)
         return math.ceil(traced / parts) * parts
 
-    def sharding(self, mesh: AbstractMesh, role: str) -> Callable[[Any, tuple[str | None, ...]], Any]:
-        rules = (*self.assignment.stored.get(role, ()), *self.assignment.compute)
-
-        def make(leaf: Any, names: tuple[str | None, ...]) -> Any:
-            return jax.NamedSharding(mesh, jax.P(*map(self.mesh.on, placed(names, rules))))
+    def sharding(self, mesh: AbstractMesh) -> Callable[[Any, Parameter], Any]:
+        def make(_: Any, parameter: Parameter) -> Any:
+            state = self.place.resting_state(parameter.value, parameter.role)
+            dims = (tuple(axis for axes in dim for axis in axes) for dim in state.dims)
+            return jax.NamedSharding(mesh, jax.P(*map(self.mesh.on, dims)))
 
         return make
 
 
-def _leaves(argument: Argument, make: Callable[[Any, tuple[str | None, ...]], Any]) -> Any:
-    """An argument's tree with each leaf made from its abstract value and axis names."""
+def _leaves(argument: Argument, parameters: Sequence[Parameter], make: Callable[[Any, Parameter], Any]) -> Any:
+    """An argument's tree with each leaf made from its abstract value and what it was traced to."""
     structure: Any
     leaves, structure = jax.tree_util.tree_flatten(argument.tree)
-    return structure.unflatten(list(map(make, leaves, axis_names(argument))))
+    return structure.unflatten(list(map(make, leaves, parameters)))
