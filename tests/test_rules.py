@@ -162,6 +162,7 @@ def scaled(*axes: str | None) -> Graph:
         (("layers", None), {"pp": 2, "global_batch": 1}, set()),
         (("batch", None), {"pp": 2}, {"no dim named layers to split over pp"}),
         (("batch", None), {"cp": 2}, {"no dim named seq to split over cp"}),
+        (("batch", None), {"ep": 2, "global_batch": 2}, {"no dim named experts to split over ep"}),
         (("batch", None), {"tp": 2}, {"no dim named kv_heads or q_per_kv or mlp or vocab or seq to split over tp"}),
         (
             ("batch", "seq"),
