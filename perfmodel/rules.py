@@ -92,10 +92,10 @@ def violations(
     for spread, size in bound.items():
         found = np.asarray(math.prod(getattr(layout, axis) for axis in spread))
         broken[f"{'*'.join(spread)} not {size}, for which the program's shard_map is written"] = found != size
+    spread_names = [(name, axes) for name, axes in layout.assignment.compute if name not in RESIZABLE]
     for axis, parts in {"tp": TP, "cp": ("cp",), "ep": ("ep",), "pp": ("pp",)}.items():
         if any(axis in spread for spread in bound):
             continue
-        spread_names = [(name, axes) for name, axes in layout.assignment.compute if name not in RESIZABLE]
         wanted = [name for name, axes in spread_names if set(parts) & set(axes)]
         if not names.keys() & wanted:
             broken[f"no dim named {' or '.join(wanted)} to split over {axis}"] = np.asarray(getattr(layout, axis)) > 1.0

@@ -115,7 +115,7 @@ class Walker:
         if op.name in ops.TRANSPARENT:
             return operands
         if op.name not in HANDLERS:
-            return self._op(op, op.name, operands, frame)
+            return single_op(self, op, op.name, operands, frame)
         with self._inside(op):
             return HANDLERS[op.name](self, op, operands, frame)
 
@@ -155,20 +155,8 @@ class Walker:
             if trip is not None and part[d] == 1 and self.space.unify([node], [trip]):
                 raw.stepped.append(d)
 
-    def _op(self, op: ir.Operation, name: str, operands: list[int], frame: Frame) -> list[int]:
-        return single_op(self, op, name, operands, frame)
-
-    def _loop(
-        self, op: ir.Operation, operands: list[int], env: Environment, scope: str, out: list[RawNode]
-    ) -> list[int]:
-        return loop(self, op, operands, Frame(env, scope, out))
-
 
 Handler: TypeAlias = Callable[[Walker, ir.Operation, list[int], Frame], list[int]]
-
-
-def _while(walker: Walker, op: ir.Operation, operands: list[int], frame: Frame) -> list[int]:
-    return walker._loop(op, operands, frame.env, frame.scope, frame.out)
 
 
 def _call(walker: Walker, op: ir.Operation, operands: list[int], frame: Frame) -> list[int]:
@@ -189,7 +177,7 @@ def _custom_call(walker: Walker, op: ir.Operation, operands: list[int], frame: F
     target = ir.StringAttr(op.attributes["call_target_name"]).value
     if target in ops.CALLBACKS and not len(op.results):  # only looks at values
         return []
-    return operands if target in ops.TRANSPARENT_CALLS else walker._op(op, target, operands, frame)
+    return operands if target in ops.TRANSPARENT_CALLS else single_op(walker, op, target, operands, frame)
 
 
 HANDLERS: Mapping[str, Handler] = {
@@ -197,7 +185,7 @@ HANDLERS: Mapping[str, Handler] = {
     "call": _call,
     "stablehlo.composite": _composite,
     "stablehlo.custom_call": _custom_call,
-    "stablehlo.while": _while,
+    "stablehlo.while": loop,
     "stablehlo.case": branch,
     "stablehlo.if": branch,
     "stablehlo.partition_id": rank,

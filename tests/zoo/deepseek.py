@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from perfmodel.trace import Program
+from zoo.decoder import decoder
 from zoo.mixtral import slots
-from zoo.parts import attend, cross_entropy, rms_norm, rope
-from zoo.step import arrays, training
+from zoo.parts import attend, rms_norm, rope
+from zoo.step import arrays
 
 ATTENTION = {
     "q_down": "layers embed q_rank",
@@ -87,18 +89,5 @@ def deepseek(
     sizes |= {"head": head, "rotary": rotary, "query": head + rotary, "q_rank": embed // 2, "kv_rank": embed // 4}
     capacity = 2 * seq * top_k // n_experts
 
-    def block(x: Any, w: Any) -> Any:
-        x = x + latent_attention(rms_norm(x, w["norm1"]), w)
-        return x + experts(rms_norm(x, w["norm2"]), w, top_k=top_k, capacity=capacity), None
-
-    def loss(w: Any, batch: Any) -> Any:
-        x, _ = lax.scan(block, w["embedding"][batch["tokens"]], w["layers"])
-        return cross_entropy(rms_norm(x, w["norm"]) @ w["head"], batch["labels"])
-
-    names = {"tokens": "batch seq", "labels": "batch seq"}
-    return training(
-        "deepseek",
-        loss,
-        weights=arrays(WORDS, sizes),
-        batch=arrays(names, {"batch": batch, "seq": seq}, dtype=jnp.int32),
-    )
+    routed_mlp = partial(experts, top_k=top_k, capacity=capacity)
+    return decoder("deepseek", latent_attention, routed_mlp, weights=arrays(WORDS, sizes), batch=batch, seq=seq)

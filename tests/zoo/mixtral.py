@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from perfmodel.trace import Program
-from zoo.parts import cross_entropy, grouped_attention, rms_norm
-from zoo.step import arrays, training
+from zoo.decoder import decoder
+from zoo.parts import grouped_attention
+from zoo.step import arrays
 
 ATTENTION = {
     "q": "layers embed kv_heads q_per_kv head",
@@ -71,18 +73,5 @@ def mixtral(
     sizes |= {"head": embed // (kv_heads * q_per_kv), "experts": n_experts}
     capacity = 2 * seq * top_k // n_experts
 
-    def block(x: Any, w: Any) -> Any:
-        x = x + grouped_attention(rms_norm(x, w["norm1"]), w)
-        return x + experts(rms_norm(x, w["norm2"]), w, top_k=top_k, capacity=capacity), None
-
-    def loss(w: Any, batch: Any) -> Any:
-        x, _ = lax.scan(block, w["embedding"][batch["tokens"]], w["layers"])
-        return cross_entropy(rms_norm(x, w["norm"]) @ w["head"], batch["labels"])
-
-    names = {"tokens": "batch seq", "labels": "batch seq"}
-    return training(
-        "mixtral",
-        loss,
-        weights=arrays(WORDS, sizes),
-        batch=arrays(names, {"batch": batch, "seq": seq}, dtype=jnp.int32),
-    )
+    routed_mlp = partial(experts, top_k=top_k, capacity=capacity)
+    return decoder("mixtral", grouped_attention, routed_mlp, weights=arrays(WORDS, sizes), batch=batch, seq=seq)
