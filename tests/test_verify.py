@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from partitioner import TINY_LLAMA
 from programs import mlp_program
 
 import perfmodel
+from perfmodel import load_program
 from perfmodel.cli.main import main
-from perfmodel.errors import LayoutError
+from perfmodel.errors import LayoutError, TraceError
 from perfmodel.layout import Layout, assignment
 from perfmodel.shard import shard
 from perfmodel.trace import Argument, Program
-from perfmodel.verify import Verification, question, verify, verify_all
+from perfmodel.trace.program import StableHLO
+from perfmodel.verify import Verification, question, stated, verify, verify_all
 from perfmodel.verify.collective import Instruction
 from perfmodel.verify.compare import compare
 from perfmodel.verify.derived import EAGER
@@ -114,8 +118,9 @@ def test_what_compilers_do_not_know_is_left_out_and_said(change: dict[str, Any],
 @pytest.mark.parametrize(
     ("layout", "said"),
     [
-        (Layout(tp=5, global_batch=1, zero=0, sp=False), r"mlp 64 not divisible by tp = 5"),
-        (Layout(dp=2, mb=2, global_batch=6, zero=0), r"global batch not divisible by dp\*fsdp\*ep\*mb = 4"),
+        (Layout(tp=5, global_batch=1, zero=0, sp=False), r"mlp 64 not divisible by tp"),
+        (Layout(dp=2, mb=2, global_batch=6, zero=0), r"global batch not divisible by dp\*fsdp\*ep\*mb"),
+        (Layout(ep=2, mb=1, global_batch=2, zero=0), r"no dim named experts to split over ep"),
     ],
 )
 def test_illegal_layouts_are_refused_in_a_line(layout: Layout, said: str) -> None:
@@ -128,17 +133,43 @@ def test_xla_has_a_largest_number_of_ranks() -> None:
         verify(mlp_program(), Layout(dp=4096, mb=1, global_batch=4096, zero=0), xla=True)
 
 
-def test_a_compiler_that_refuses_is_quoted() -> None:
-    """An argument whose dim has no name of its own is placed by it all the same; JAX wants its dims to divide."""
-
+def test_a_step_that_takes_no_other_batch_is_quoted() -> None:
     def step(x: Any) -> Any:
         if x.shape[0] != 4:
             raise ValueError("only four rows\nand more")
         return (jnp.sum(x),)
 
-    rows = Argument(name="x", role="batch", tree=jax.ShapeDtypeStruct((4, 8), jnp.float32), axes=("batch", None))
-    with pytest.raises(LayoutError, match=r"rows: got ValueError on lowering .*\(only four rows\), expected"):
+    rows = Argument(name="x", role="batch", tree=spec(4, 8), axes=("batch", None))
+    with pytest.raises(TraceError, match=r"rows: got ValueError: only four rows \(test_verify.py:\d+\) for arrays"):
         verify(Program(name="rows", fn=step, arguments=(rows,)), Layout(dp=2, mb=4, global_batch=8, zero=0))
+
+
+def test_jax_is_quoted_where_it_refuses_a_sharding() -> None:
+    """A table that is padded to 4 parts, and a result that the step cuts to its own idea of the size."""
+
+    def step(table: Any, x: Any) -> Any:
+        return (x @ table)[:, :10]
+
+    arguments = (
+        Argument(name="table", role="parameters", tree=spec(16, 10), axes=("embed", "vocab")),
+        Argument(name="x", role="batch", tree=spec(4, 16), axes=("batch", None)),
+    )
+    with pytest.raises(LayoutError, match=r"logits: got IndivisibleError: .*the dimension size is 10 .* on lowering"):
+        verify(Program(name="logits", fn=step, arguments=arguments), Layout(tp=4, mb=4, global_batch=4, zero=0))
+
+
+def test_what_is_not_the_layouts_fault_is_no_layout_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stated, "on_platform", lambda traced: traced.nothing)
+    with pytest.raises(AttributeError, match="nothing"):
+        verify(mlp_program(), TP_SP)
+
+
+def test_a_step_that_is_lowered_already_is_refused_before_anything_else_is_wrong_with_it() -> None:
+    lowered = Program(name="step", fn=StableHLO(path="step.mlir", data=b"not a module"), arguments=())
+    with pytest.raises(
+        LayoutError, match=r"step: got a step that is lowered already, .*: give package.module:function"
+    ):
+        verify(lowered, Layout(dp=2, mb=1, global_batch=2))
 
 
 # -- reading, rewrite by rewrite ----------------------------------------------------------------------------------
@@ -320,6 +351,154 @@ def test_branches_count_as_their_dearest_in_both() -> None:
     assert found.ok
 
 
+B, T, D, F = 8, 512, 64, 256
+"""Sequences, tokens, width and inner width; more tokens than weights have rows."""
+DP_TP, FSDP = Layout(dp=2, tp=2, mb=4, global_batch=B, zero=0, sp=False), Layout(fsdp=4, mb=2, global_batch=B)
+
+
+def spec(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+WEIGHTS = {"up": spec(D, F), "down": spec(F, D)}
+AXES = {"up": ("embed", "mlp"), "down": ("mlp", "embed")}
+BATCH = Argument(name="x", role="batch", tree=spec(B, T, D), axes=("batch", "seq", "embed"))
+
+
+def loss(w: Any, x: Any) -> Any:
+    return jnp.mean((jax.nn.relu(x @ w["up"]) @ w["down"]) ** 2)
+
+
+def updated(w: Any, x: Any) -> tuple[Any, Any]:
+    value, gradient = jax.value_and_grad(loss)(w, x)
+    return jax.tree.map(lambda w, g: w - 1e-3 * g, w, gradient), value
+
+
+def own(fn: Callable[..., Any], donated: tuple[str, ...] = ("w",)) -> Program:
+    weights = Argument(name="w", role="parameters", tree=WEIGHTS, axes=AXES)
+    return Program(name="own", fn=fn, arguments=(weights, BATCH), donated=donated)
+
+
+def moved_bytes(found: Verification) -> dict[tuple[str, str], float]:
+    return {(row.kind, row.axis): row.derived_bytes for row in found.rows if row.compared}
+
+
+FP32 = 4
+FORWARD, GRADIENTS = B * T * D * FP32, 2 * D * F * FP32
+TRAINED: dict[Layout, dict[tuple[str, str], float]] = {
+    DP_TP: {("all_reduce", "tp"): FORWARD / 2, ("all_reduce", "dp"): GRADIENTS / 2 + FP32},
+    FSDP: {("all_gather", "fsdp"): GRADIENTS, ("reduce_scatter", "fsdp"): GRADIENTS},
+}
+"""One forward reduction of activations over tp, and gradients (with the loss) over dp or fsdp, on each rank."""
+
+
+def printed(w: Any, x: Any) -> Any:
+    new, value = updated(w, x)
+    jax.debug.print("loss {}", value)
+    return new, value
+
+
+def nested(w: Any, x: Any) -> Any:
+    new, value = updated(w, x)
+    return new, (value, {"more": None})
+
+
+STEPS: dict[str, Program] = {
+    "tuple": own(updated),
+    "list": own(lambda w, x: list(updated(w, x))),
+    "dict": own(lambda w, x: dict(zip("ab", updated(w, x), strict=True))),
+    "nested": own(nested),
+    "loss first": own(lambda w, x: updated(w, x)[::-1], donated=()),
+    "printed": own(printed),
+    "jitted": own(jax.jit(updated)),
+}
+
+
+@pytest.mark.parametrize("layout", [DP_TP, FSDP], ids=["DP x TP", "FSDP"])
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_returns_its_results_in_whatever_structure(name: str, layout: Layout) -> None:
+    found = verify(STEPS[name], layout)
+    assert found.ok
+    kept_whole = name == "loss first" and layout is FSDP  # nobody says that the updated weights are kept in parts
+    gathered = {("all_gather", "fsdp"): 2 * GRADIENTS} if kept_whole else {}
+    assert moved_bytes(found) == TRAINED[layout] | gathered
+
+
+ARRAYS: dict[str, Callable[..., Any]] = {
+    "scalar": loss,
+    "array": lambda w, x: jnp.mean(jax.nn.relu(x @ w["up"]) @ w["down"], axis=(0, 1)),
+    "weights": lambda w, x: updated(w, x)[0],
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_step_returns_one_thing(name: str) -> None:
+    found = verify(own(ARRAYS[name], donated=("w",) if name == "weights" else ()), DP_TP)
+    assert found.ok
+    assert moved_bytes(found)["all_reduce", "tp"] == FORWARD / 2
+
+
+@pytest.mark.parametrize("fn", [lambda w, x: None, lambda w, x: ()], ids=["None", "()"])
+def test_a_step_that_returns_nothing_moves_nothing(fn: Callable[..., Any]) -> None:
+    assert verify(own(fn, donated=()), DP_TP).rows == ()
+
+
+def test_without_a_batch_what_else_is_spread_is_verified() -> None:
+    rows = Argument(name="x", role="batch", tree=spec(B, T, D), axes=(None, "seq", "embed"))
+    weights = Argument(name="w", role="parameters", tree=WEIGHTS, axes=AXES)
+    program = Program(name="no batch", fn=updated, arguments=(weights, rows), donated=("w",))
+    found = verify(program, Layout(tp=4, zero=0, sp=False))
+    assert found.ok
+    assert (moved_bytes(found), found.notes) == ({("all_reduce", "tp"): FORWARD}, ())
+    with pytest.raises(LayoutError, match=r"no dim of more than 1 named batch to split over dp\*fsdp\*ep\*mb"):
+        verify(program, Layout(dp=2, global_batch=2, zero=0))
+
+
+def test_a_sum_that_shrinks_before_it_is_reduced_runs_once() -> None:
+    """Derived: a scalar, reduced at the end. As compilers do: activations, where they arise; that runs once as well."""
+    (row,) = (
+        row
+        for row in verify(own(lambda w, x: jnp.sum(jnp.tanh(x @ w["up"]) @ w["down"]), donated=()), DP_TP).rows
+        if (row.kind, row.axis) == ("all_reduce", "tp")
+    )
+    assert (row.derived_bytes, row.derived_count) == (row.compiler_bytes, row.compiler_count) == (FORWARD / 2, 1.0)
+
+
+# -- known limits -------------------------------------------------------------------------------------------------
+
+MIXTRAL = {
+    **TINY_LLAMA,
+    "model_type": "mixtral",
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "router_aux_loss_coef": 0.0,
+}
+UNSAYABLE, UNSPLIT, SHORT = "no sharding can say", "ragged matmuls", "fewer than weights have rows"
+
+
+@pytest.mark.parametrize(
+    ("keys", "seq_len", "capacity", "said"),
+    [
+        ("ep=2,tp=2,sp=1,mb=4", 32, None, {UNSAYABLE: "verify with sp=0", UNSPLIT: "--capacity-factor"}),
+        ("ep=2,cp=2,mb=4", 32, 1.25, {UNSAYABLE: "verify with cp=1"}),
+        ("ep=2,tp=2,sp=0,mb=4", 32, None, {UNSPLIT: "--capacity-factor"}),
+        ("ep=2,tp=2,sp=0,mb=4", 32, 1.25, {}),
+        ("ep=2,tp=2,sp=0,mb=1", 8, 1.25, {SHORT: "verify with mb=4, or sequences 4 times as long"}),
+    ],
+)
+def test_known_limits_name_what_to_change(
+    tmp_path: Path, keys: str, seq_len: int, capacity: float | None, said: dict[str, str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
+    program = load_program(str(tmp_path / "config.json"), seq_len=seq_len, capacity_factor=capacity)
+    found = verify(program, replace(Layout.parse(keys, ranks=4), global_batch=8))
+    assert found.ok is (not said)
+    assert len(found.notes) == len(said)
+    for note, (limit, remedy) in zip(found.notes, said.items(), strict=True):
+        assert limit in note
+        assert remedy in note
+
+
 # -- the command --------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +548,15 @@ def test_wrong_requests_end_with_2_and_a_line(
     assert out == ""
     assert said in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_lowered_step_is_refused_with_2_whatever_its_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "lowered.mlir"
+    path.write_text(jax.jit(updated).lower(WEIGHTS, spec(B, T, D)).as_text())
+    assert main(["verify", str(path), "--layout", "dp=3,tp=2"]) == 2
+    assert "lowered already" in capsys.readouterr().err
 
 
 def test_a_function_of_the_users_own_is_verified(

@@ -39,16 +39,15 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     """Compare and report; 1 where a kind of collective differs."""
     from perfmodel import Layout, trace, verify
     from perfmodel.report.verify import verify_report
+    from perfmodel.verify.stated import step_of
 
     layout = _layout(arguments.layout, arguments.ranks)
     program = load(arguments, recompute=layout.recompute)
-    if "recompute" not in Layout.read_keys(arguments.layout):
-        layout = replace(layout, recompute=program.recompute)
-    batch = arguments.global_batch or program.global_batch or trace(program).global_batch
-    layout = replace(layout, global_batch=batch)
+    step_of(program)  # before its batch is asked for, which a lowered step need not have
+    graph = trace(program)
+    layout = replace(layout, global_batch=arguments.global_batch or graph.global_batch)
+    layout = layout.suited(graph, given=Layout.read_keys(arguments.layout))
     found = verify(program, layout, xla=arguments.xla, tolerance=arguments.tolerance)
-    for note in found.notes:
-        output.note(note)
     output.result(found.to_json, *verify_report(found))
     return 0 if found.ok else 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from perfmodel.errors import LayoutError
@@ -17,9 +18,10 @@ from perfmodel.verify.compare import (
     differences_of_ours,
 )
 from perfmodel.verify.derived import derived
+from perfmodel.verify.limits import limits
 from perfmodel.verify.question import Question, pose
 from perfmodel.verify.shardy import ask_shardy
-from perfmodel.verify.stated import Stated, state_layout
+from perfmodel.verify.stated import Stated, state_layout, step_of
 from perfmodel.verify.xla import ask_xla
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def verify_all(
     graphs: dict[int, Graph] = {}
     asked = []
     for program, layout in questions:
+        step_of(program)  # before anything else is wrong with it
         if id(program) not in graphs:
             graphs[id(program)] = trace(program)
         asked.append(pose(program, graphs[id(program)], layout))
@@ -67,22 +70,12 @@ def _stated(asked: Question) -> Stated:
     return state_layout(asked.program, asked.sharded.graph, asked.layout.assignment, asked.sizes, asked.mesh)
 
 
-def _notes(stated: Stated | None) -> Iterator[str]:
-    if stated is None:
-        yield "one rank: there is nothing to communicate"
-    elif stated.unsaid:
-        yield (
-            f"{stated.unsaid} activations lie where no sharding can say, in parts along a minor index of a dim: "
-            f"compilers place them as they like"
-        )
-
-
 def _verification(
     asked: Question, stated: Stated | None, answers: dict[str, tuple[Instruction, ...]], tolerance: float
 ) -> Verification:
     ours = derived(asked.sharded, asked.sizes, eager=True)
     mesh = asked.mesh.sizes
-    return Verification(
+    found = Verification(
         program=asked.program.name,
         layout=asked.given.notation(),
         ranks=asked.mesh.ranks,
@@ -92,5 +85,13 @@ def _verification(
             *differences_of_ours(asked.sharded, asked.sizes),
             *(each for name, answer in answers.items() for each in differences_of_compiler(name, answer, mesh)),
         ),
-        notes=(*asked.notes, *_notes(stated)),
+        notes=asked.notes,
     )
+    return replace(found, notes=(*found.notes, *_notes(asked, stated, ok=found.ok)))
+
+
+def _notes(asked: Question, stated: Stated | None, *, ok: bool) -> Iterator[str]:
+    if stated is None:
+        yield "one rank: there is nothing to communicate"
+    elif not ok:
+        yield from limits(asked, stated.unsaid)

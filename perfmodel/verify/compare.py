@@ -66,7 +66,7 @@ class Difference:
 class Verification:
     """What perfmodel derives against what compilers insert, for one program under one layout.
 
-    notes: where the question that was asked differs from the layout
+    notes: where the question that was asked differs from the layout; where rows differ, which known limits are reached
     """
 
     program: str

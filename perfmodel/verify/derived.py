@@ -27,12 +27,18 @@ SHRINKING = ("reduce", "dot_general")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a partial sum arose: its element type there, and how many elements became one of it since, by adding up or
-    in a matmul; `copy` is what went into the first such op, `multiplied` tells whether that was a matmul.
+    """Where a partial sum arose, and what became of it since.
+
+    dtype:      its element type there
+    trips:      how many such sums loops have added up
+    elements:   how many of its elements became one, by adding up or in a matmul
+    copy:       what went into the first such op
+    multiplied: whether that was a matmul
     """
 
     dtype: str
-    summands: float = 1.0
+    trips: float = 1.0
+    elements: float = 1.0
     copy: int | None = None
     multiplied: bool = False
 
@@ -119,9 +125,9 @@ class _Walk:
         """What a loop leaves is what its trips yielded: side by side, or added up."""
         for inside, result in zip(loop.yields, loop.results, strict=True):
             if inside in self.origins:
-                summands = 1.0 if inside in self.stacked else trips
+                added = 1.0 if inside in self.stacked else trips
                 self.origins[result] = {
-                    axis: tuple(replace(each, summands=each.summands * summands) for each in found)
+                    axis: tuple(replace(each, trips=each.trips * added) for each in found)
                     for axis, found in self.origins[inside].items()
                 }
 
@@ -155,7 +161,7 @@ class _Walk:
 def _shrunk(origins: Origins, ratio: float) -> Origins:
     """Origins of a sum with fewer elements, but for those that a compiler reduces where they came to be added up."""
     return {
-        axis: tuple(each if each.copy is None else replace(each, summands=each.summands * ratio) for each in found)
+        axis: tuple(each if each.copy is None else replace(each, elements=each.elements * ratio) for each in found)
         for axis, found in origins.items()
     }
 
@@ -170,6 +176,6 @@ def _together(origins: Sequence[tuple[Origin, ...]], kind: str) -> tuple[Origin,
 
 
 def _early(late: Collective, origin: Origin) -> Collective:
-    """A reduction run on each summand, in the type that it arose in."""
-    narrower = DTYPE_BYTES[origin.dtype] / DTYPE_BYTES[late.dtype]
-    return replace(late, dtype=origin.dtype, bytes=late.bytes * narrower, times=late.times * origin.summands)
+    """A reduction run on each summand, in the type and of the size that it arose in."""
+    ratio = origin.elements * DTYPE_BYTES[origin.dtype] / DTYPE_BYTES[late.dtype]
+    return replace(late, dtype=origin.dtype, bytes=late.bytes * ratio, times=late.times * origin.trips)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from perfmodel.errors import TraceError
@@ -21,50 +20,61 @@ ENTRY = re.compile(r"^ENTRY %?([\w.\-]+)", re.MULTILINE)
 
 def read_module(module: Any, mesh: Mapping[str, int]) -> tuple[Instruction, ...]:
     """The entry computation of a module (`jaxlib._hlo.HloModule`) partitioned over the devices of a mesh."""
-    computations = {computation.name: computation for computation in module.computations()}
     entry = ENTRY.search(module.to_string())
     assert entry is not None
+    return _Reader(module, mesh).body(entry[1])
 
-    @cache
-    def read_groups(text: str) -> tuple[tuple[str, ...], str]:
-        """Mesh axes, and the same text for the same groups, however they are spelled."""
-        groups = device_groups(text)
-        return axes_of(groups, mesh), str(sorted(groups.tolist()))
 
-    def read(raw: Any) -> Instruction:
+class _Reader:
+    """The computations of a module by name, each read once, and the groups of devices met so far by their text."""
+
+    def __init__(self, module: Any, mesh: Mapping[str, int]) -> None:
+        self.computations = {computation.name: computation for computation in module.computations()}
+        self.mesh = mesh
+        self.bodies: dict[str, tuple[Instruction, ...]] = {}
+        self.groups: dict[str, tuple[tuple[str, ...], str]] = {}
+
+    def body(self, name: str) -> tuple[Instruction, ...]:
+        """The instructions of a computation."""
+        if name not in self.bodies:
+            self.bodies[name] = tuple(self.instruction(raw) for raw in self.computations[name].instructions())
+        return self.bodies[name]
+
+    def instruction(self, raw: Any) -> Instruction:
         text = raw.to_string()
         match = INSTRUCTION.match(text)
         assert match is not None, text
-        opcode = match["opcode"]
-        shapes = [(dtype, numbers(dims)) for dtype, dims in ARRAY.findall(match["result"])]
-        arrays = [(dtype, math.prod(shape)) for dtype, shape in shapes]
-        dims = _found(r"dimensions=.([0-9,]*)", text)
-        spelled = GROUPS.search(text) if opcode in KINDS else None
-        axes, groups = read_groups(spelled[0]) if spelled else ((), "")
+        opcode, dims = match["opcode"], _found(r"dimensions=.([0-9,]*)", text)
+        arrays = [(dtype, numbers(shape)) for dtype, shape in ARRAY.findall(match["result"])]
+        axes, groups = self.over(text) if opcode in KINDS else ((), "")
         return Instruction(
             name=raw.name,
             opcode=opcode,
             dtype=arrays[0][0] if arrays else "",
-            elements=sum(size for _, size in arrays),
-            bytes=float(sum(BYTES.get(dtype, 0) * size for dtype, size in arrays)),
+            elements=sum(math.prod(shape) for _, shape in arrays),
+            bytes=float(sum(BYTES.get(dtype, 0) * math.prod(shape) for dtype, shape in arrays)),
             operands=tuple(operand.name for operand in raw.operands()),
             axes=axes,
             detail=f"{dims} {groups}",
-            minor=opcode == "all-gather" and numbers(dims) == [len(shapes[0][1]) - 1],
+            minor=opcode == "all-gather" and numbers(dims) == [len(arrays[0][1]) - 1],
             label=_found(r'op_name="([^"]*)"', text),
-            runs=runs(opcode, text),
+            runs=self.runs(opcode, text),
         )
 
-    def runs(opcode: str, text: str) -> Runs:
+    def over(self, text: str) -> tuple[tuple[str, ...], str]:
+        """Mesh axes of a collective, and the same text for the same groups, however they are spelled."""
+        spelled = GROUPS.search(text)
+        if spelled is None:
+            return (), ""
+        if spelled[0] not in self.groups:
+            devices = device_groups(spelled[0])
+            self.groups[spelled[0]] = axes_of(devices, self.mesh), str(sorted(devices.tolist()))
+        return self.groups[spelled[0]]
+
+    def runs(self, opcode: str, text: str) -> Runs:
         if opcode == "conditional":
-            return dearest([body(name) for name in branches(text)])
-        return tuple((body(name), trips) for name, trips in called(opcode, text))
-
-    @cache
-    def body(name: str) -> tuple[Instruction, ...]:
-        return tuple(read(raw) for raw in computations[name].instructions())
-
-    return body(entry[1])
+            return dearest([self.body(name) for name in branches(text)])
+        return tuple((self.body(name), trips) for name, trips in called(opcode, text))
 
 
 def _found(pattern: str, text: str) -> str:

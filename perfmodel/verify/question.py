@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,11 +11,10 @@ import numpy as np
 from perfmodel.errors import LayoutError
 from perfmodel.graph import Graph
 from perfmodel.layout import AXES, Layout
-from perfmodel.rules import constraints
+from perfmodel.rules import constraints, misfits
 from perfmodel.shard import shard
 from perfmodel.sharded import ShardedGraph
 from perfmodel.trace import Program
-from perfmodel.verify.collective import axis_name
 from perfmodel.verify.mesh import Mesh, mesh_of
 from perfmodel.work import Number
 
@@ -38,16 +36,16 @@ def pose(program: Program, graph: Graph, layout: Layout) -> Question:
     """The question of a layout; raises LayoutError where it breaks a rule."""
     _scalar(layout)
     asked, notes = layout, []
-    for applies, changes, note in _changes(layout):
+    for applies, changes, note in _changes(graph, layout):
         if applies:
             asked = replace(asked, **changes)
             notes.append(note)
     sharded = shard(graph, asked.assignment)
     sizes = asked.sizes(graph)
-    if broken := list(_broken(graph, sharded, asked, sizes)):
+    if broken := [rule for rule, breaks in misfits(graph, constraints(sharded), asked, sizes).items() if breaks]:
         raise LayoutError(
             f"layout {asked.notation()}: got {'; '.join(broken)} (global batch {asked.global_batch:g}), expected a "
-            f"layout that breaks no rule: change it"
+            f"layout that breaks no rule: change it, or name more dims"
         )
     return Question(
         program=program,
@@ -69,7 +67,7 @@ def _scalar(layout: Layout) -> None:
         raise LayoutError("verify: got an array of layouts, expected one layout: give it one at a time")
 
 
-def _changes(layout: Layout) -> Iterator[tuple[bool, dict[str, Any], str]]:
+def _changes(graph: Graph, layout: Layout) -> Iterator[tuple[bool, dict[str, Any], str]]:
     """Where compilers are asked about another layout: whether, what is changed, and how to say it."""
     yield (
         bool(layout.pp > 1),
@@ -82,23 +80,7 @@ def _changes(layout: Layout) -> Iterator[tuple[bool, dict[str, Any], str]]:
         "compilers know no rings: keys and values are gathered, as with ring=0",
     )
     yield (
-        bool(layout.data * layout.mb == 1),
+        bool(layout.data * layout.mb == 1) and "batch" in graph.named(),
         {"mb": 2, "global_batch": 2 * layout.global_batch},
         "compilers drop dims of size 1: microbatches of two sequences are verified, mb=2 instead of mb=1",
     )
-
-
-def _broken(graph: Graph, sharded: ShardedGraph, layout: Layout, sizes: Mapping[str, Number]) -> Iterator[str]:
-    """Rules that a layout breaks on any machine."""
-    for rule in constraints(sharded):
-        parts = math.prod(float(sizes[axis]) for axis in rule.axes)
-        if rule.size % parts:
-            yield f"{rule.name} {rule.size} not divisible by {axis_name(rule.axes)} = {parts:g}"
-    names = graph.named()
-    microbatches = float(layout.microbatches)
-    if microbatches != math.floor(microbatches):
-        yield f"a global batch not divisible by dp*fsdp*ep*mb = {layout.data * layout.mb:g}"
-    if "microbatch" not in names and microbatches > 1.0:
-        yield "no dim named microbatch, so that dp*fsdp*ep*mb must be the global batch"
-    if "batch" not in names:
-        yield "no dim named batch to spread over ranks"

@@ -59,7 +59,7 @@ class Recorder(Walker):
     def _visit(self, op: ir.Operation, operands: list[int], env: Any, scope: str, out: list[RawNode]) -> list[int]:
         if op.name == KERNEL and not self.kernels:
             outside, self.silent = self.silent, self.silent or _is_ruled(op)
-            results = self.function(str(op.attributes["decomposition"]).lstrip("@"), operands, scope, out)
+            results = self.function(ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value, operands, scope, out)
             self.silent = outside
         else:
             results = super()._visit(op, operands, env, scope, out)

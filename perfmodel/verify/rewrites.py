@@ -11,12 +11,10 @@ from itertools import chain, combinations
 from typing import Any
 
 from perfmodel.verify.collective import Collective, Instruction
+from perfmodel.verify.flow import SHAPES, SILENT, Flow
 from perfmodel.work import TP
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-SHAPES = ("reshape", "bitcast", "copy", "transpose")
-SILENT = (*SHAPES, "convert")
-"""Ops through which a value is followed to what uses it."""
 REORDERED = (*SHAPES, "reverse")
 """Ops that leave the same elements on each rank."""
 MOVES = ("all-to-all", "collective-permute")
@@ -89,24 +87,15 @@ class Body:
     def __init__(
         self, instructions: Sequence[Instruction], sizes: Mapping[str, int], rewrites: Collection[str]
     ) -> None:
-        self.instructions = {instruction.name: instruction for instruction in instructions}
+        self.flow = Flow(instructions)
         self.sizes = sizes
         self.rewrites = rewrites
-
-    @cached_property
-    def users(self) -> Mapping[str, list[Instruction]]:
-        """Who uses each instruction."""
-        found: defaultdict[str, list[Instruction]] = defaultdict(list)
-        for instruction in self.instructions.values():
-            for name in dict.fromkeys(instruction.operands):
-                found[name].append(instruction)
-        return found
 
     def collectives(self) -> Iterator[Collective]:
         """Each collective once; how often the body runs is not known here."""
         moves: dict[Any, Collective] = {}
         sums: dict[str, list[Reduction]] = defaultdict(list)
-        for instruction in self.instructions.values():
+        for instruction in self.flow:
             if instruction.opcode == "all-reduce":
                 if self.next_sum(instruction) is None:
                     reduction = self.reduction(instruction)
@@ -144,7 +133,7 @@ class Body:
     def narrowed(self, instruction: Instruction) -> Collective:
         """A collective, but of an all-gather what is used of it."""
         found = self.collective(instruction)
-        uses = list(self.uses(instruction, SHAPES)) if NARROWED in self.rewrites else []
+        uses = list(self.flow.uses(instruction, SHAPES)) if NARROWED in self.rewrites else []
         narrow = max((use.bytes for use in uses), default=0.0)
         converts = uses and all(use.opcode == "convert" for use in uses)
         if instruction.opcode == "all-gather" and converts and 0.0 < narrow < found.bytes:
@@ -156,7 +145,7 @@ class Body:
         if MERGED not in self.rewrites:
             return instruction.name
         if instruction.opcode == "all-gather":
-            part = self.origin(self.instructions[instruction.operands[0]], REORDERED)
+            part = self.flow.origin(self.flow.operand(instruction), REORDERED)
             return instruction.opcode, part.name, instruction.axes
         return instruction.opcode, instruction.operands, instruction.axes, instruction.detail
 
@@ -164,18 +153,16 @@ class Body:
         """Whether scores are gathered for a top_k alone, which needs no more than those it ranks."""
         if RANKED not in self.rewrites or instruction.opcode != "all-gather" or instruction.minor:
             return False
-        return {use.opcode for use in self.uses(instruction)} == {"topk"}
+        return {use.opcode for use in self.flow.uses(instruction)} == {"topk"}
 
     @cached_property
     def detours(self) -> Collection[str]:
         """Collectives that move a scatter's table, and those that move the result back."""
-        scatters = [
-            each for each in self.instructions.values() if each.opcode == "scatter" and IN_PLACE in self.rewrites
-        ]
+        scatters = [each for each in self.flow if each.opcode == "scatter" and IN_PLACE in self.rewrites]
         found: set[str] = set()
         for scatter in scatters:
-            there = self.moves(self.instructions[scatter.operands[0]], self.source)
-            back = self.moves(scatter, self.only_use)
+            there = self.moves(self.flow.operand(scatter), self.flow.source)
+            back = self.moves(scatter, self.flow.only_use)
             if sorted(map(_movement, there)) == sorted(map(_movement, back)):
                 found.update(each.name for each in (*there, *back))
         return found
@@ -189,49 +176,27 @@ class Body:
             step = follow(step)
         return found
 
-    def source(self, value: Instruction) -> Instruction | None:
-        """What a value is made from, by an op of one operand."""
-        return self.instructions[value.operands[0]] if len(value.operands) == 1 else None
-
-    def only_use(self, value: Instruction) -> Instruction | None:
-        """What uses a value, if there is only one."""
-        return self.users[value.name][0] if len(self.users[value.name]) == 1 else None
-
     def _ranks(self, axes: Sequence[str]) -> int:
         return math.prod(self.sizes[axis] for axis in axes)
 
     # -- reductions -----------------------------------------------------------------------------------------------
 
-    def uses(self, instruction: Instruction, through: Collection[str] = SILENT) -> Iterator[Instruction]:
-        """What uses a value, looking through ops that do not change it."""
-        for user in self.users[instruction.name]:
-            if user.opcode in through:
-                yield from self.uses(user, through)
-            else:
-                yield user
-
-    def origin(self, instruction: Instruction, through: Collection[str] = SILENT) -> Instruction:
-        """A value, looking back through ops that do not change it."""
-        while instruction.opcode in through:
-            instruction = self.instructions[instruction.operands[0]]
-        return instruction
-
     def next_sum(self, instruction: Instruction) -> Instruction | None:
         """The all-reduce, over other axes, that one only feeds, as a whole or a part of it."""
-        uses = list(self.uses(instruction)) if JOINED in self.rewrites else []
+        uses = list(self.flow.uses(instruction)) if JOINED in self.rewrites else []
         if [use.opcode for use in uses] == ["dynamic-slice"]:
-            uses = list(self.uses(uses[0]))
+            uses = list(self.flow.uses(uses[0]))
         return uses[0] if [use.opcode for use in uses] == ["all-reduce"] else None
 
     def fed_by(self, instruction: Instruction) -> Instruction | None:
         """The all-reduce that only feeds this one."""
-        before = self.origin(self.instructions[instruction.operands[0]], (*SILENT, "dynamic-slice"))
+        before = self.flow.origin(self.flow.operand(instruction), (*SILENT, "dynamic-slice"))
         return before if before.opcode == "all-reduce" and self.next_sum(before) is instruction else None
 
     def exchange(self, instruction: Instruction) -> Instruction | None:
         """The permutation by which ranks, some of them idle in a sum, exchange its parts, if that is its only use."""
         summed = instruction.opcode == "all-reduce" and EXCHANGED in self.rewrites
-        uses = list(self.uses(instruction)) if summed else []
+        uses = list(self.flow.uses(instruction)) if summed else []
         if [use.opcode for use in uses] != ["collective-permute"]:
             return None
         axes, exchanged = set(instruction.axes), set(uses[0].axes)
@@ -240,7 +205,7 @@ class Body:
     @cached_property
     def exchanges(self) -> Collection[str]:
         """Collectives that only exchange parts of a sum."""
-        found = map(self.exchange, self.instructions.values())
+        found = map(self.exchange, self.flow)
         return {each.name for each in found if each is not None}
 
     def reduction(self, instruction: Instruction) -> Reduction:
@@ -258,7 +223,7 @@ class Body:
 
     def kept(self, reduced: Instruction, axes: Sequence[str]) -> tuple[str, ...]:
         """Axes along which each rank only keeps its part of a reduced value."""
-        uses = list(self.uses(reduced))
+        uses = list(self.flow.uses(reduced))
         if not uses or any(use.opcode != "dynamic-slice" for use in uses):
             return ()
         told = {(use.axes, use.elements) for use in uses}
@@ -273,10 +238,10 @@ class Body:
 
     def end(self, value: Instruction, reduction: Reduction) -> str:
         """The last sum of like reductions that `value`, the result of one, goes into and is only used for."""
-        uses = list(self.uses(value)) if REASSOCIATED in self.rewrites else []
+        uses = list(self.flow.uses(value)) if REASSOCIATED in self.rewrites else []
         while len(uses) == 1 and self.sums_only(uses[0], reduction):
             (value,) = uses
-            uses = list(self.uses(value))
+            uses = list(self.flow.uses(value))
         return value.name
 
     def like(self, one: Reduction, other: Reduction) -> bool:
@@ -292,9 +257,9 @@ class Body:
             summands = value.operands[:1]
         else:
             summands = value.operands if value.opcode in ("add", "subtract") else ()
-        operands = [self.instructions[name] for name in summands]
+        operands = [self.flow.instructions[name] for name in summands]
         return bool(operands) and all(
-            len(list(self.uses(operand))) == 1 and self.sums_only(self.origin(operand), reduction)
+            len(list(self.flow.uses(operand))) == 1 and self.sums_only(self.flow.origin(operand), reduction)
             for operand in operands
         )
 

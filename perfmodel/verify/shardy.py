@@ -65,43 +65,12 @@ class _Reader:
 
     def body(self, block: ir.Block) -> tuple[Instruction, ...]:
         """Instructions of a block, calls inlined; what it captures are parameters."""
-        found: list[Instruction] = []
-        env: dict[Any, str] = {}
-
-        def name(value: Any) -> str:
-            if value not in env:
-                env[value] = f"%{len(found)}"
-                found.append(Instruction(name=env[value], opcode="parameter"))
-            return env[value]
-
-        def visit(block: ir.Block) -> list[str]:
-            for operation in block.operations:
-                op = operation.operation
-                operands = [name(value) for value in op.operands]
-                if op.name in TERMINATORS:
-                    return operands
-                if op.name in ("func.call", *INLINED):
-                    inner = self.called(op)
-                    env.update(zip(inner.arguments, operands, strict=True))
-                    env.update(zip(op.results, visit(inner), strict=True))
-                    continue
-                instruction = self.instruction(op, f"%{len(found)}", operands)
-                found.append(instruction)
-                if len(op.results) == 1:
-                    env[op.result] = instruction.name
-                    continue
-                for result in op.results:
-                    env[result] = f"%{len(found)}"
-                    found.append(
-                        Instruction(name=env[result], opcode="get-tuple-element", operands=(instruction.name,))
-                    )
-            return []
-
-        visit(block)
-        return tuple(found)
+        body = _Body(self)
+        body.visit(block)
+        return tuple(body.found)
 
     def called(self, op: ir.Operation) -> ir.Block:
-        function = op if op.name in INLINED else self.functions[str(op.attributes["callee"])[1:]]
+        function = op if op.name in INLINED else self.functions[ir.FlatSymbolRefAttr(op.attributes["callee"]).value]
         block: ir.Block = function.regions[0].blocks[0]
         return block
 
@@ -163,6 +132,52 @@ class _Reader:
     def parts(self, axis: Any) -> int:
         part = axis.sub_axis_info
         return sdy.SubAxisInfoAttr(part).size if part else self.mesh.sizes[self.mesh.symbols[axis.name]]
+
+
+class _Body:
+    """The instructions of a block as they are read, and the names of its values."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self.reader = reader
+        self.found: list[Instruction] = []
+        self.env: dict[Any, str] = {}
+
+    def visit(self, block: ir.Block) -> list[str]:
+        """Read a block; returns the names of what it yields."""
+        for operation in block.operations:
+            op = operation.operation
+            operands = [self.name(value) for value in op.operands]
+            if op.name in TERMINATORS:
+                return operands
+            if op.name in ("func.call", *INLINED):
+                inner = self.reader.called(op)
+                self.env.update(zip(inner.arguments, operands, strict=True))
+                self.env.update(zip(op.results, self.visit(inner), strict=True))
+            else:
+                self.add(op, operands)
+        return []
+
+    def add(self, op: ir.Operation, operands: Sequence[str]) -> None:
+        """An op; of one with several results, each result is an instruction of its own."""
+        instruction = self.reader.instruction(op, self.next_name(), operands)
+        self.found.append(instruction)
+        if len(op.results) == 1:
+            self.env[op.result] = instruction.name
+            return
+        for result in op.results:
+            self.new(result, "get-tuple-element", instruction.name)
+
+    def name(self, value: Any) -> str:
+        if value not in self.env:
+            self.new(value, "parameter")
+        return self.env[value]
+
+    def new(self, value: Any, opcode: str, *operands: str) -> None:
+        self.env[value] = self.next_name()
+        self.found.append(Instruction(name=self.env[value], opcode=opcode, operands=operands))
+
+    def next_name(self) -> str:
+        return f"%{len(self.found)}"
 
 
 def _axes(op: ir.Operation) -> tuple[str, ...]:

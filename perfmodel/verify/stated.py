@@ -7,22 +7,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh
 from jaxlib.mlir import ir
 
-from perfmodel.errors import LayoutError
+from perfmodel.errors import LayoutError, TraceError, told
 from perfmodel.graph import Dim, Graph, Parameter
 from perfmodel.layout import Assignment
 from perfmodel.placement import Placement
 from perfmodel.rules import PADDED
 from perfmodel.state import Axes
-from perfmodel.trace import Argument, Program
+from perfmodel.trace import Program
 from perfmodel.trace.program import StableHLO
-from perfmodel.trace.stablehlo import PLATFORM, check_version
+from perfmodel.trace.stablehlo import check_version, on_platform
 from perfmodel.verify.constrain import constrain
 from perfmodel.verify.mesh import Mesh
 from perfmodel.verify.passes import copied
@@ -38,28 +36,27 @@ class Stated:
     unsaid: int
 
 
+def step_of(program: Program) -> Callable[..., Any]:
+    """The function of a program, which can be lowered again; raises LayoutError for one that is lowered already."""
+    if isinstance(program.fn, StableHLO):
+        raise LayoutError(
+            f"{program.name}: got a step that is lowered already, expected a function, since a layout is stated to a "
+            f"compiler while it is lowered: give package.module:function"
+        )
+    return program.fn
+
+
 def state_layout(
     program: Program, graph: Graph, assignment: Assignment, sizes: Mapping[str, Number], mesh: Mesh
 ) -> Stated:
     """A program, traced to `graph`, lowered with a layout of it stated, batch dims resized, the vocabulary padded where
     it must be.
 
-    Raises LayoutError where JAX refuses the layout.
+    Raises LayoutError where JAX refuses the layout, TraceError where the program takes no arrays of these sizes.
     """
     check_version()
-    if isinstance(program.fn, StableHLO):
-        raise LayoutError(
-            f"{program.name}: got a step that is lowered already, expected a function, which can be lowered again with "
-            f"the layout: give package.module:function"
-        )
-    lowering = _Lowering(program, program.fn, graph, assignment, {name: int(n) for name, n in sizes.items()}, mesh)
-    try:
-        module = lowering.module()
-    except Exception as error:
-        raise LayoutError(
-            f"{program.name}: got {type(error).__name__} on lowering it with this layout "
-            f"({(str(error).splitlines() or [''])[0]}), expected a layout that JAX takes: change it"
-        ) from error
+    lowering = _Lowering(program, graph, assignment, {name: int(n) for name, n in sizes.items()}, mesh)
+    module = lowering.module()
     return Stated(module=module, mesh=mesh, unsaid=constrain(module, program, assignment, mesh))
 
 
@@ -67,38 +64,50 @@ class _Lowering:
     """A program, where its arguments lie, and how large the mesh axes are."""
 
     def __init__(
-        self,
-        program: Program,
-        fn: Callable[..., Any],
-        graph: Graph,
-        assignment: Assignment,
-        sizes: Mapping[str, int],
-        mesh: Mesh,
+        self, program: Program, graph: Graph, assignment: Assignment, sizes: Mapping[str, int], mesh: Mesh
     ) -> None:
         self.program = program
-        self.fn = fn
         self.graph = graph
         self.place = Placement(graph, assignment)
         self.sizes = sizes
         self.mesh = mesh
+        self.abstract = mesh.abstract()
 
     def module(self) -> ir.Module:
         """The program lowered with its arguments and results placed."""
-        mesh = self.mesh.abstract()
-        arguments, parameters = self.program.arguments, iter(self.graph.parameters)
-        own = {each.name: list(islice(parameters, len(jax.tree.leaves(each.tree)))) for each in arguments}
-        trees = [_leaves(each, own[each.name], self.resized) for each in arguments]
-        inputs = {each.name: _leaves(each, own[each.name], self.sharding(mesh)) for each in arguments}
-        outputs = [inputs[name] for name in self.program.donated]
-        rest = jax.eval_shape(self.fn, *trees)[len(outputs) :]
-        whole = jax.NamedSharding(mesh, jax.P())
-        step = jax.jit(
-            self.fn,
-            in_shardings=tuple(inputs.values()),
-            out_shardings=(*outputs, *jax.tree.map(lambda _: whole, tuple(rest))),
-            keep_unused=True,
+        fn, trees = step_of(self.program), self.arguments(self.resized)
+        placed = {"in_shardings": self.arguments(self.placed), "out_shardings": self.results(fn, trees)}
+        try:
+            lowered = on_platform(jax.jit(fn, **placed, keep_unused=True).trace(*trees))
+        except ValueError as error:  # JAX's word for a sharding that does not fit an array
+            raise LayoutError(
+                f"{self.program.name}: got {told(error)} on lowering it with this layout, expected a layout that JAX "
+                f"takes: change it"
+            ) from error
+        return copied(lowered.compiler_ir("stablehlo"))
+
+    def arguments(self, make: Callable[[Any, Parameter], Any]) -> tuple[Any, ...]:
+        """Trees as those of the arguments, each leaf made from its abstract value and what it was traced to."""
+        parameters = iter(self.graph.parameters)
+        return tuple(
+            jax.tree.map(lambda leaf: make(leaf, next(parameters)), argument.tree)
+            for argument in self.program.arguments
         )
-        return copied(step.trace(*trees).lower(lowering_platforms=(PLATFORM,)).compiler_ir("stablehlo"))
+
+    def results(self, fn: Callable[..., Any], trees: Sequence[Any]) -> Any:
+        """Shardings of the results, as perfmodel leaves them: where the arguments lie that they take the place of, else
+        where they are computed.
+        """
+        try:
+            shapes = jax.eval_shape(fn, *trees)
+        except Exception as error:  # whatever a user's code raises
+            raise TraceError(
+                f"{self.program.name}: got {told(error)} for arrays as large as the layout asks for, expected a step "
+                f"that takes any number of sequences: read sizes from its arguments"
+            ) from error
+        roles = {each.alias: each.role for each in self.graph.parameters}
+        placed = [self.sharding(value, roles.get(i)) for i, value in enumerate(self.graph.results)]
+        return jax.tree.unflatten(jax.tree.structure(shapes), placed)
 
     def resized(self, leaf: Any, parameter: Parameter) -> Any:
         """An argument's array as large as the layout asks for."""
@@ -115,17 +124,12 @@ class _Lowering:
         parts = math.prod(self.sizes[axis] for own in padded for axis in own)
         return math.ceil(traced / parts) * parts
 
-    def sharding(self, mesh: AbstractMesh) -> Callable[[Any, Parameter], Any]:
-        def make(_: Any, parameter: Parameter) -> Any:
-            state = self.place.resting_state(parameter.value, parameter.role)
-            dims = (tuple(axis for axes in dim for axis in axes) for dim in state.dims)
-            return jax.NamedSharding(mesh, jax.P(*map(self.mesh.on, dims)))
+    def placed(self, _: Any, parameter: Parameter) -> jax.NamedSharding:
+        """Where an argument's array lies."""
+        return self.sharding(parameter.value, parameter.role)
 
-        return make
-
-
-def _leaves(argument: Argument, parameters: Sequence[Parameter], make: Callable[[Any, Parameter], Any]) -> Any:
-    """An argument's tree with each leaf made from its abstract value and what it was traced to."""
-    structure: Any
-    leaves, structure = jax.tree_util.tree_flatten(argument.tree)
-    return structure.unflatten(list(map(make, leaves, parameters)))
+    def sharding(self, value: int, role: str | None) -> jax.NamedSharding:
+        """Where a value rests that is kept as `role`."""
+        state = self.place.resting_state(value, role)
+        dims = (tuple(axis for axes in dim for axis in axes) for dim in state.dims)
+        return jax.NamedSharding(self.abstract, jax.P(*map(self.mesh.on, dims)))
