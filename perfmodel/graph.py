@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from perfmodel.errors import TraceError
-
 if TYPE_CHECKING:
     import networkx
 
@@ -32,6 +30,7 @@ DTYPE_BYTES: Mapping[str, float] = {
     **dict.fromkeys(("i32", "ui32", "f32"), 4.0),
     **dict.fromkeys(("i64", "ui64", "f64", "complex<f32>"), 8.0),
     "complex<f64>": 16.0,
+    "none": 0.0,  # a token, which orders side effects
 }
 
 
@@ -203,6 +202,20 @@ class Graph:
         """Size of the factor with axis name `name` (the largest if several), or `default` if there is none."""
         return max((self.factors[i].named_size for i in self.named().get(name, ())), default=default)
 
+    def tokens(self) -> int | None:
+        """Tokens of a sequence: the size of the dim named seq of what goes in; None for images and the like.
+
+        An input of more than 3 dims beside that of the microbatches is no sequence of tokens, whatever its dims are
+        called.
+        """
+        sequence = {i for i, factor in enumerate(self.factors) if factor.name == "seq"}
+        inputs = [self.values[p.value].dims for p in self.parameters if p.role in ("batch", "other")]
+        for dims in inputs:
+            apart = [dim for dim in dims if not any(self.factors[f].name == "microbatch" for f in dim)]
+            if len(apart) <= 3 and any(sequence.intersection(dim) for dim in dims):
+                return self.size("seq")
+        return None if inputs or not sequence else self.size("seq")
+
     def flops(self, engine: str = "tensor", phases: tuple[str, ...] | None = None) -> float:
         """FLOPs of one step at traced sizes on `engine`, optionally of some phases only."""
         return sum(
@@ -228,7 +241,7 @@ class Graph:
         return sum(self.elements(p.value) for p in self.parameters if p.role == "parameters")
 
     def to_json(self) -> dict[str, Any]:
-        """The graph as plain lists and dicts; `from_json` reads it back."""
+        """The graph as plain lists and dicts; `perfmodel.graph_file` reads it back."""
         return {"format": FORMAT, **asdict(self)}
 
     def save(self, path: Path) -> None:
@@ -273,44 +286,3 @@ def _to_networkx(digraph: networkx.DiGraph, nodes: tuple[Node, ...]) -> networkx
                 digraph.add_edge(producer[value], i, value=value)
         producer.update(dict.fromkeys(node.results, i))
     return digraph
-
-
-def from_json(data: Mapping[str, Any]) -> Graph:
-    """Read a graph that `Graph.to_json` wrote.
-
-    Raises TraceError for another format.
-    """
-    if data.get("format") != FORMAT:
-        raise TraceError(f"graph: got format {data.get('format')!r}, expected {FORMAT}: trace the program again")
-    return Graph(
-        name=data["name"],
-        recompute=data["recompute"],
-        factors=tuple(Factor(**_tuples(f)) for f in data["factors"]),
-        values=tuple(Value(**_tuples(v)) for v in data["values"]),
-        parameters=tuple(Parameter(**p) for p in data["parameters"]),
-        nodes=tuple(_node(n) for n in data["nodes"]),
-        results=tuple(data["results"]),
-        global_batch=data["global_batch"],
-        notes=tuple(data["notes"]),
-    )
-
-
-def load_graph(path: Path) -> Graph:
-    """Read a graph file that `Graph.save` wrote."""
-    return from_json(json.loads(path.read_text()))
-
-
-def _node(data: Mapping[str, Any]) -> Node:
-    if "trip" in data:
-        fields = {k: _tuple(v) for k, v in data.items() if k != "body"}
-        return Loop(**fields, body=tuple(_node(n) for n in data["body"]))
-    fields = {k: _tuple(v) for k, v in data.items() if k != "work"}
-    return Op(**fields, work=tuple(Work(**_tuples(w)) for w in data["work"]))
-
-
-def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _tuple(value) for key, value in data.items()}
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value

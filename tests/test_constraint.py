@@ -157,4 +157,4 @@ def test_where_arguments_lie_is_for_the_layout_to_say() -> None:
     assert constraints(graph) == []
     (note,) = graph.notes
     assert note == "shardings of 1 arguments are left to the layout"
-    assert traced(fn, (B, D)).notes == ()
+    assert traced(fn, (B, D), hints=Hints()).notes == ()

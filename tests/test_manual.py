@@ -19,7 +19,8 @@ from jaxlib.mlir import ir
 from zoo.explicit import explicit
 
 from perfmodel.errors import TraceError
-from perfmodel.graph import Graph, Loop, from_json
+from perfmodel.graph import Graph, Loop
+from perfmodel.graph_file import from_json
 from perfmodel.layout import Layout
 from perfmodel.shard import shard
 from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, Reshard
@@ -213,6 +214,16 @@ def test_values_that_ranks_share_are_computed_once_for_all() -> None:
     assert rank_flops(graph) == 2 * D**3 + 2 * B * D * D / MODEL
 
 
+@pytest.mark.parametrize("options", [{}, {"axis_names": {"model"}}])
+@pytest.mark.parametrize(("reduce", "reducer"), [(lax.psum, "psum"), (lax.pmax, "maximum")])
+def test_what_is_reduced_over_ranks_is_told_where_other_axes_stay_automatic(
+    reduce: Callable[..., Any], reducer: str, options: Any
+) -> None:
+    fn = mapped(lambda x: reduce(x, "model"), P(None, "model"), P(), **options)
+    (op,) = (op for _, op in traced(fn, (B, F)).walk() if any(op.summed))
+    assert op.reducer == reducer
+
+
 @pytest.mark.parametrize(("options", "parts"), [({}, MODEL), ({"axis_names": {"model"}}, MODEL * DATA)])
 def test_no_dim_of_a_body_is_spread_over_a_manual_axis(options: Any, parts: int) -> None:
     """The layout shards `seq` over tp and `batch` over dp where it may: not over axes that a body keeps for itself."""
@@ -322,7 +333,9 @@ def test_a_dim_that_two_shard_maps_split_differently_is_gathered_in_between() ->
 
 def test_a_mesh_axis_that_nobody_explained_is_an_error_that_says_what_to_write() -> None:
     fn = mapped(lambda x: x * 2, P("model"), P("model"))
-    with pytest.raises(TraceError, match=r"test_manual.py:\d+: got mesh axis 'model', expected one of.*Hints\(mesh="):
+    with pytest.raises(
+        TraceError, match=r"test_manual.py:\d+: got mesh axis 'model', expected one of.*Hints\(mesh=.*ignore it$"
+    ):
         traced(fn, (B, D), hints=Hints())
     with pytest.raises(TraceError, match=r"'model' of size 4 ignored, but shard_map"):
         traced(fn, (B, D), hints=Hints(mesh={"model": ()}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from programs import mlp_graph, mlp_program
 from perfmodel import ModelError, TraceError, load_program
 from perfmodel.cli.main import main
 from perfmodel.graph import Graph
-from perfmodel.trace import read_program, trace
+from perfmodel.trace import Hints, read_program, trace
 
 
 @cache
@@ -103,6 +104,52 @@ def test_a_module_without_names_has_numbered_arguments_and_tells_parameters_by_t
     graph = trace(read_program(written(tmp_path, "step.mlir", str(lowered()).encode())))
     roles = [(p.name, p.role) for p in graph.parameters]
     assert roles == [*((f"arg{i}", "parameters") for i in range(4)), ("arg4", "other")]
+
+
+def bare(*donated: int) -> bytes:
+    """A training step as text without locations; roles follow from buffers alone."""
+    step = jax.jit(lambda w, x: w - jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(w), donate_argnums=donated)
+    shapes = jax.ShapeDtypeStruct((4, 4), jnp.float32), jax.ShapeDtypeStruct((2, 4), jnp.float32)
+    return str(step.trace(*shapes).lower(lowering_platforms=("tpu",)).compiler_ir("stablehlo")).encode()
+
+
+def test_a_file_without_locations_is_one_phase_and_has_lines_of_its_own(tmp_path: Path) -> None:
+    graph = trace(read_program(written(tmp_path, "step.mlir", bare(0))))
+    (note,) = graph.notes
+    assert note.startswith("the file has no locations, so that all of it counts as the forward pass")
+    assert {op.phase for _, op in graph.walk()} == {"forward"}
+    dots = [i for i, line in enumerate(bare(0).decode().splitlines(), 1) if "dot_general" in line]
+    assert [op.source for _, op in graph.walk() if op.kind == "dot_general"] == [f"line {i}" for i in dots]
+
+
+def test_a_loop_of_a_file_without_locations_is_hinted_at_by_its_line(tmp_path: Path) -> None:
+    step = jax.jit(lambda n, x: jax.lax.fori_loop(0, n, lambda _, x: x @ x, x))
+    shapes = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    program = read_program(written(tmp_path, "loop.mlir", str(step.trace(*shapes).lower().as_text()).encode()))
+    with pytest.raises(TraceError, match=r"^line \d+: got a loop") as info:
+        trace(program)
+    line = str(info.value).partition(":")[0]
+    assert trace(replace(program, hints=Hints(trip_counts={line: 5}))).flops() == 5 * 2 * 4**3
+
+
+def test_a_file_whose_parameters_nobody_can_tell_says_so(tmp_path: Path) -> None:
+    graph = trace(read_program(written(tmp_path, "step.mlir", bare())))
+    assert graph.parameter_count() == 0
+    assert graph.notes[0].startswith("no argument of the file is known to be a parameter")
+    assert trace(read_program(written(tmp_path, "step.mlir", text()))).notes == ()
+    assert mlp_graph().notes == ()
+
+
+def test_tokens_of_a_file_are_no_arguments(tmp_path: Path) -> None:
+    array = "tensor<4xf32>"
+    module = f"""
+      func.func @main(%t: !stablehlo.token, %a: {array}, %b: {array} {{tf.aliasing_output = 2 : i32}})
+          -> ({array}, !stablehlo.token, {array}) {{
+        return %a, %t, %b : {array}, !stablehlo.token, {array}
+      }}"""
+    graph = trace(read_program(written(tmp_path, "step.mlir", module.encode())))
+    assert [(p.name, p.role, p.alias) for p in graph.parameters] == [("arg0", "other", None), ("arg1", "parameters", 1)]
+    assert [graph.shape(v) for v in graph.results] == [(4,), (4,)]
 
 
 def test_a_donor_is_taken_over_by_the_first_result_of_its_type(tmp_path: Path) -> None:

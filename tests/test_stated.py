@@ -61,6 +61,10 @@ def test_results_that_have_a_factor_are_not_summed_over_it() -> None:
         ("a b=7 c, a b d -> a e c", "got (b) = 7 for a dim of size 12, expected sizes that fit"),
         ("a b=7 c, a b=12 d -> a e c", "got b of size 7 and of size 12, expected one size for each factor"),
         ("a b *, a b d -> a e c", "got '*', expected the name of a factor"),
+        ("a (b c, a b d -> a e c", "got '(' in 'a (b c', expected brackets in pairs around a dim"),
+        ("a b c, a b d -> a e) c", "got ')' in 'a e) c', expected brackets in pairs around a dim"),
+        ("a ((b) c), a b d -> a e c", "got '( )' in 'a ((b) c)', expected brackets in pairs around a dim"),
+        ("a (n=0 b) c, a b d -> a e c", "got (n b) = 0 for a dim of size 12, expected sizes that fit"),
         ("a b c, a b d -> a e c; held: a", "got 'held: a', expected one of whole, summed, tied"),
         ("a b c, a b d -> a e c; whole: z", "got 'z', expected factors of the dims: a, b, c, d, e"),
         ("a b c, a b d -> a e c; tied: e", "got 'e', expected factors of the dims"),
@@ -72,6 +76,10 @@ def test_a_line_that_does_not_fit_is_told_by_kernel(line: str, got: str) -> None
     message = str(info.value)
     assert message.startswith(f"model.py:7: perfmodel.mine: rule {line!r}: {got}")
     assert message.endswith(": correct the rule")
+
+
+def test_a_dim_may_have_no_elements() -> None:
+    assert stated_rule("a b -> b a", ((0, 3),), ((3, 0),), "here").rule.sizes == (0, 3)
 
 
 # -- kernels of one's own -----------------------------------------------------------------------------------------

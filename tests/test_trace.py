@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import numpy as np
 import pytest
 from jax import lax
 
+from perfmodel.cli.main import main
 from perfmodel.errors import AxisNameError, TraceError
-from perfmodel.graph import Graph, Loop, from_json, load_graph
+from perfmodel.graph import Graph, Loop
+from perfmodel.graph_file import from_json, load_graph
 from perfmodel.trace import Argument, Hints, Program, trace
 from perfmodel.trace.stablehlo import check_version
 
@@ -162,6 +166,28 @@ def test_bytes_of_slices_are_those_of_the_slice() -> None:
     assert moved("dynamic_update_slice", walk, table) == 100 * (2 * one + scalars)
 
 
+@pytest.mark.parametrize(
+    ("fn", "reducer"),
+    [
+        (lambda x: jnp.sum(x, 0), "add"),
+        (lambda x: jnp.max(x, 0), "maximum"),
+        (lambda x: jnp.any(x > 0, 0), "maximum"),
+        (lambda x: lax.reduce(x, 0.0, lambda a, b: a + 2.0 * b, (0,)), "other"),
+        (lambda x: lax.reduce(x, -jnp.inf, jnp.logaddexp, (0,)), "other"),
+    ],
+)
+def test_only_a_reduction_that_adds_and_does_nothing_else_is_a_sum(fn: Callable[..., Any], reducer: str) -> None:
+    (op,) = (op for _, op in trace(program(fn, spec(M, K))).walk() if op.kind == "reduce")
+    assert op.reducer == reducer
+    assert op.linear == ((0,) if reducer == "add" else ())
+
+
+def test_a_step_without_gradients_is_all_forward_pass() -> None:
+    forward = lambda w, x: lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+    graph = trace(program(forward, spec(7, K, K), spec(B, K)))
+    assert {op.phase for _, op in graph.walk()} == {node.phase for node in graph.nodes} == {"forward"}
+
+
 def test_parameters_and_bytes() -> None:
     graph = trace(program(lambda w, x: x @ w, spec(K, N, dtype=BF16), spec(M, K, dtype=BF16)))
     assert graph.parameter_count() == K * N + M * K
@@ -234,6 +260,35 @@ def test_a_loop_whose_count_depends_on_data_is_an_error_that_a_hint_mends() -> N
     assert trace(program(fn, *args, hints=Hints(trip_counts={where: 9}))).flops() == 9 * 2 * B * K * K
 
 
+def until(bound: Any, w: Any, x: Any) -> Any:
+    return lax.while_loop(lambda s: s[0] < bound, lambda s: (s[0] + 1, s[1] @ w), (0, x))[1]
+
+
+LOOP = until.__code__.co_firstlineno + 1
+UNTIL = program(until, spec(dtype=I32), spec(K, K), spec(B, K))
+
+
+def hinted(where: str, count: Any = 9) -> Graph:
+    return trace(replace(UNTIL, hints=Hints(trip_counts={where: count})))
+
+
+@pytest.mark.parametrize("where", [f"test_trace.py:{LOOP}", f"tests/test_trace.py:{LOOP}", f"{__file__}:{LOOP}"])
+def test_a_hint_names_a_loop_by_its_file_and_as_many_folders_as_it_takes(where: str) -> None:
+    assert hinted(where).flops() == 9 * 2 * B * K * K
+
+
+@pytest.mark.parametrize("where", [f"trace.py:{LOOP}", f"other/test_trace.py:{LOOP}", str(LOOP)])
+def test_a_hint_for_another_file_is_not_taken(where: str) -> None:
+    with pytest.raises(TraceError, match="trip count depends on data"):
+        hinted(where)
+
+
+@pytest.mark.parametrize("count", [-3, 2.5, True, "9"])
+def test_a_trip_count_is_a_whole_number(count: Any) -> None:
+    with pytest.raises(TraceError, match=rf"^Hints.*: got {count!r}, expected how often the loop runs"):
+        hinted(f"test_trace.py:{LOOP}", count)
+
+
 def test_an_unknown_custom_call_is_an_error_that_a_hint_mends() -> None:
     def fn(x: Any) -> Any:
         return jax.ffi.ffi_call("my_kernel", spec(M, K))(x)
@@ -259,6 +314,56 @@ def test_dims_that_a_layout_resizes_have_one_size() -> None:
     )
     with pytest.raises(TraceError, match="axis name batch: got 8 in few, 16 in many, expected one size"):
         trace(Program(name="two", fn=lambda few, many: (few, many), arguments=arguments))
+
+
+@pytest.mark.parametrize(("role", "axes"), [("batch", (None, None)), ("other", ("batch", None))])
+def test_a_batch_of_nothing_is_an_error(role: str, axes: Any) -> None:
+    argument = Argument(name="x", role=role, tree=spec(0, K), axes=axes)
+    with pytest.raises(TraceError, match=r"^x: got shape \(0, 10\), expected at least 1 of everything"):
+        trace(Program(name="none", fn=lambda x: x.sum(), arguments=(argument,)))
+
+
+def test_an_array_without_elements_that_nobody_resizes_is_none() -> None:
+    graph = trace(program(lambda a, b, none: (a @ b).sum() + none.sum(), spec(M, K), spec(K, N), spec(0)))
+    assert graph.flops() == 2 * M * K * N
+
+
+# -- donated arguments --------------------------------------------------------------------------------------------
+
+
+def donating(fn: Callable[..., Any], *donated: str) -> Program:
+    return replace(program(fn, {"a": spec(M, K)}, spec(M)), donated=donated)
+
+
+def test_the_first_results_take_over_donated_arguments() -> None:
+    graph = trace(donating(lambda w, v: (jax.tree.map(jnp.sin, w), v + 1, v.sum()), "x0", "x1"))
+    assert [(p.name, p.alias) for p in graph.parameters] == [("x0['a']", 0), ("x1", 1)]
+    graph = trace(donating(lambda w, v: (v + 1, w), "x1"))
+    assert [p.alias for p in graph.parameters] == [None, 0]
+
+
+@pytest.mark.parametrize(
+    ("fn", "got"),
+    [
+        (lambda w, v: (v.sum(), w), r"float32\[\] for result 0, expected float32\[6,10\], the new x0\['a'\]"),
+        (lambda w, v: (w, v.astype(BF16)), r"bfloat16\[6\] for result 1, expected float32\[6\], the new x1"),
+        (lambda w, v: w, r"1 results for result 1, expected float32\[6\], the new x1"),
+    ],
+)
+def test_a_result_that_cannot_take_over_is_an_error(fn: Callable[..., Any], got: str) -> None:
+    with pytest.raises(TraceError, match=rf"^test: got {got}, which is donated: return the new values"):
+        trace(donating(fn, "x0", "x1"))
+
+
+def test_what_is_donated_is_an_argument() -> None:
+    with pytest.raises(TraceError, match=r"^test: got donated 'x2', expected some of the arguments x0, x1: correct it"):
+        trace(donating(lambda w, v: (w, v), "x0", "x2"))
+
+
+def test_arguments_have_names_of_their_own() -> None:
+    twice = program(lambda a, b: a + b, spec(M), spec(M))
+    with pytest.raises(TraceError, match=r"^test: got several arguments named 'x0', expected one"):
+        trace(replace(twice, arguments=twice.arguments[:1] * 2))
 
 
 @pytest.mark.parametrize("version", ["0.9.2", "0.11.0", "1.0"])
@@ -379,6 +484,49 @@ def test_a_causal_kernel_executes_half() -> None:
     assert shares == {0.5}
 
 
+@pytest.mark.parametrize(("window", "keys"), [(3, 3), (100, 8)])
+def test_an_attention_kernel_with_a_window_counts_the_keys_in_it(window: int, keys: int) -> None:
+    x = spec(B, 8, 2, 4)
+    body = lambda q, k, *, window: jnp.einsum("bqhd,bkhd->bhqk", q, k)
+    fn = lambda q, k: lax.composite(body, name="perfmodel.attention_scores")(q, k, window=window)
+    assert flops(fn, x, x) == 2 * B * 2 * 8 * keys * 4
+
+
+def marked(name: str, *trees: Any, **static: Any) -> Graph:
+    """A kernel that takes what static arguments it is given."""
+    kernel = lax.composite(lambda x, *rest, **_: sum((x @ w for w in rest), x), name=name)
+    return trace(program(lambda *arrays: kernel(*arrays, **static), *trees))
+
+
+@pytest.mark.parametrize("static", [{"window": 3}, {"window": 3.0}, {"causal": True}, {"causal": 1}])
+def test_other_kernels_have_no_scores_to_mask(static: Any) -> None:
+    graph = marked("perfmodel.pool", spec(M, K), spec(K, K), **static)
+    ((_, op),) = graph.walk()
+    assert graph.flops() == 2 * M * K * K
+    assert {work.share for work in op.work} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("static", "got"),
+    [
+        ({"window": 3.0}, r"got window=3.0\S* : f64, expected a whole number above 0"),
+        ({"window": True}, "got window=true, expected a whole number above 0"),
+        ({"window": 0}, "got window=0 : i64, expected a whole number above 0"),
+        ({"causal": 1}, "got causal=1 : i64, expected True or False"),
+        ({"rule": 3}, "got rule=3 : i64, expected a line such as"),
+        ({"rule": ""}, 'got rule="", expected a line such as'),
+    ],
+)
+def test_a_static_argument_of_another_kind_is_an_error(static: Any, got: str) -> None:
+    with pytest.raises(TraceError, match=rf"^test_trace.py:\d+: perfmodel.attention: {got}.*: correct this static"):
+        marked("perfmodel.attention", spec(M, K), spec(K, K), **static)
+
+
+def test_a_window_is_one_of_keys() -> None:
+    with pytest.raises(TraceError, match=r"perfmodel.attention: got window=3 with operands \(6, 10\), expected keys"):
+        marked("perfmodel.attention", spec(M, K), window=3)
+
+
 # -- forms --------------------------------------------------------------------------------------------------------
 
 
@@ -433,6 +581,25 @@ def test_networkx_keeps_loops_as_nodes_with_a_body() -> None:
     assert digraph.number_of_edges() > 0
 
 
+# -- source lines -------------------------------------------------------------------------------------------------
+
+
+def borrowed() -> Program:
+    """A step of JAX's own that no line of a program is behind; a new one, since JAX keeps what it traced."""
+    return program(partial(lax.tanh), spec(M))
+
+
+def test_what_commands_do_is_no_line_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "test_trace:borrowed", "--json"]) == 0
+    assert [*json.loads(capsys.readouterr().out)["lines"]] == ["?"]
+
+
+def test_an_op_without_a_line_of_its_own_has_that_of_the_call_for_the_trace() -> None:
+    ((_, op),) = trace(borrowed()).walk()
+    line = test_an_op_without_a_line_of_its_own_has_that_of_the_call_for_the_trace.__code__.co_firstlineno + 1
+    assert op.source == f"test_trace.py:{line}"
+
+
 # -- programs that JAX, or we, cannot take ---------------------------------------------------------------------------
 
 
@@ -451,6 +618,27 @@ def test_a_debug_print_costs_nothing() -> None:
     assert not any("callback" in kind for kind in kinds)
 
 
+def test_debug_prints_in_order_cost_nothing() -> None:
+    """Tokens keep them in order, through loops and calls; they are neither arguments nor results."""
+
+    def step(ordered: bool, w: Any, x: Any) -> Any:
+        def body(x: Any, w: Any) -> Any:
+            if ordered:
+                jax.debug.print("{}", x.sum(), ordered=True)
+            return jnp.tanh(x @ w), None
+
+        return w + 1, lax.scan(body, x, w)[0]
+
+    plain, chatty = (
+        trace(replace(program(partial(step, ordered), spec(7, K, K), spec(B, K)), donated=("x0",)))
+        for ordered in (False, True)
+    )
+    assert chatty.flops() == plain.flops() == 7 * 2 * B * K * K
+    assert [(p.name, p.alias) for p in chatty.parameters] == [("x0", 0), ("x1", None)]
+    assert [chatty.shape(v) for v in chatty.results] == [(7, K, K), (B, K)]
+    assert sum(map(chatty.bytes, range(len(chatty.values)))) > 0.0
+
+
 def test_a_callback_whose_result_is_used_has_no_known_cost() -> None:
     shape = jax.ShapeDtypeStruct((4, 8), jnp.float32)
     with pytest.raises(TraceError, match=r"python_cpu_callback.*supply one"):
@@ -467,3 +655,36 @@ def test_a_callback_whose_result_is_used_has_no_known_cost() -> None:
 def test_a_step_that_jax_cannot_trace_is_the_users_to_mend(fn: Callable[[Any], Any], error: str) -> None:
     with pytest.raises(TraceError, match=rf"^step: got {error}.*test_trace.py:\d+.*mend it$"):
         trace(step_of(fn))
+
+
+def test_a_typed_key_of_random_numbers_is_an_input_like_any_other() -> None:
+    def fn(key: Any, x: Any) -> Any:
+        return x * jax.random.bernoulli(key, 0.5, x.shape)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    tokens = Argument(name="x", tree=spec(B, K), axes=("batch", None), role="batch")
+    found = trace(
+        Program(name="one", fn=fn, arguments=(Argument(name="key", tree=key, axes=None, role="other"), tokens))
+    )
+    assert found.shape(found.parameters[0].value) == (2,)
+
+
+def test_a_number_among_the_arrays_of_an_argument_is_refused_by_name() -> None:
+    argument = Argument(name="x", tree={"a": spec(B), "steps": 3}, axes={"a": None, "steps": None}, role="batch")
+    with pytest.raises(TraceError, match=r"x\['steps'\]: got 3, expected an array .*: close over constants"):
+        trace(Program(name="one", fn=lambda x: x["a"] * x["steps"], arguments=(argument,)))
+
+
+def test_a_jitted_lambda_is_called_by_its_quoted_name() -> None:
+    assert trace(program(lambda x: jax.jit(lambda y: y @ y)(x), spec(K, K))).flops() == 2 * K**3
+
+
+def test_images_are_no_tokens_whatever_their_dims_are_called() -> None:
+    def of(*axes: str | None) -> int | None:
+        x = Argument(name="x", tree=spec(*(2 * i + 2 for i in range(len(axes)))), axes=axes, role="batch")
+        return trace(Program(name="one", fn=jnp.sum, arguments=(x,))).tokens()
+
+    assert of("batch", "seq", None) == 4
+    assert of("microbatch", "batch", "seq", None) == 6
+    assert of("batch", "seq", None, None) is None
+    assert of("batch", None) is None

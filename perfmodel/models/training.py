@@ -38,6 +38,23 @@ def train_program(
     for one below or at 0, or for a model without experts.
     """
     config = _with_capacity(config, capacity_factor)
+
+    def step(parameters: Tree, optimizer: Tree, tokens: Array, targets: Array) -> tuple[Tree, Tree, Array]:
+        gradients, value = accumulate(config, parameters, tokens, targets, recompute)
+        parameters, optimizer = adam(optimizer, gradients)
+        return parameters, optimizer, value
+
+    return Program(
+        name=config.name,
+        fn=step,
+        arguments=_arguments(config, seq_len),
+        donated=("parameters", "optimizer"),
+        recompute=recompute,
+        global_batch=max(1, TOKENS_PER_STEP // seq_len),
+    )
+
+
+def _arguments(config: DecoderConfig, seq_len: int) -> tuple[Argument, ...]:
     layout = layout_of(config)
     axes = jax.tree.map(lambda entry: entry[1], layout, is_leaf=is_entry)
 
@@ -48,24 +65,11 @@ def train_program(
     state = {**full, "step": jax.ShapeDtypeStruct((), jnp.int32)}
     tokens = jax.ShapeDtypeStruct((MICROBATCHES, BATCH, seq_len), jnp.int32)
     batch_axes = ("microbatch", "batch", "seq")
-
-    def step(parameters: Tree, optimizer: Tree, tokens: Array, targets: Array) -> tuple[Tree, Tree, Array]:
-        gradients, value = accumulate(config, parameters, tokens, targets, recompute)
-        parameters, optimizer = adam(optimizer, gradients)
-        return parameters, optimizer, value
-
-    return Program(
-        name=config.name,
-        fn=step,
-        arguments=(
-            Argument(name="parameters", role="parameters", tree=weights(COMPUTE), axes=axes),
-            Argument(name="optimizer", role="optimizer", tree=state, axes={**dict.fromkeys(full, axes), "step": ()}),
-            Argument(name="tokens", role="batch", tree=tokens, axes=batch_axes),
-            Argument(name="targets", role="batch", tree=tokens, axes=batch_axes),
-        ),
-        donated=("parameters", "optimizer"),
-        recompute=recompute,
-        global_batch=max(1, TOKENS_PER_STEP // seq_len),
+    return (
+        Argument(name="parameters", role="parameters", tree=weights(COMPUTE), axes=axes),
+        Argument(name="optimizer", role="optimizer", tree=state, axes={**dict.fromkeys(full, axes), "step": ()}),
+        Argument(name="tokens", role="batch", tree=tokens, axes=batch_axes),
+        Argument(name="targets", role="batch", tree=tokens, axes=batch_axes),
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from perfmodel.graph import Dim, Dims, Factor, Graph, Loop, Node, Op, Parameter, Value, Work
-from perfmodel.trace.raw import RawLoop, RawNode, RawOp
+from perfmodel.trace.raw import RawLoop, RawNode, RawOp, RawWork
 
 if TYPE_CHECKING:
     from perfmodel.trace.walk import Walker
@@ -31,14 +31,15 @@ def finish(
     recompute: str,
 ) -> Graph:
     """Freeze what a walker collected."""
-    return _Finisher(walker).graph(nodes, parameters, results, name, recompute)
+    return _Finisher(walker, _is_training(nodes)).graph(nodes, parameters, results, name, recompute)
 
 
 class _Finisher:
-    def __init__(self, walker: Walker) -> None:
+    def __init__(self, walker: Walker, training: bool) -> None:
         self.walker = walker
         self.space = walker.space
         self.ids: dict[int, int] = {}
+        self.training = training
         self.space.hand_down_names()
         self.values = tuple(
             Value(dims=() if value in walker.dropped else tuple(self.dim([node]) for node in dims), dtype=dtype)
@@ -57,7 +58,7 @@ class _Finisher:
         name: str,
         recompute: str,
     ) -> Graph:
-        frozen = tuple(self.node(node) for node in nodes)
+        frozen = tuple(map(self.node, nodes))
         return Graph(
             name=name,
             recompute=recompute,
@@ -84,7 +85,7 @@ class _Finisher:
             body=tuple(self.node(node) for node in raw.body),
             yields=tuple(raw.yields),
             results=tuple(raw.results),
-            phase=phase_of(raw.scope),
+            phase=self.phase(raw),
             scope=raw.scope,
             source=raw.source,
         )
@@ -94,57 +95,78 @@ class _Finisher:
         return self.ids.setdefault(node, len(self.ids))
 
     def op(self, raw: RawOp) -> Op:
-        local: list[int] = []
-        parts: list[tuple[int, ...]] = []
-        for node in raw.nodes:
-            dim = self.dim([node])
-            parts.append(tuple(range(len(local), len(local) + len(dim))))
-            local.extend(dim)
-        extra: list[int] = []
-        spread = _spreader(parts)
-
-        def align(value: int, dims: Dims) -> Dims:
-            """Local indices of each dim; where the op's factors don't match the value's, fresh blocked ones."""
-            aligned = []
-            for own, dim in zip(self.values[value].dims, dims, strict=False):
-                indices = spread(dim)
-                if tuple(local[i] for i in indices) != own:
-                    indices = tuple(range(len(local), len(local) + len(own)))
-                    local.extend(own)
-                    extra.extend(indices)
-                aligned.append(indices)
-            return tuple(aligned)
-
-        operand_dims = tuple(align(v, dims) for v, dims in zip(raw.operands, raw.rule.operands, strict=True))
-        result_dims = tuple(align(v, dims) for v, dims in zip(raw.results, raw.rule.results, strict=True))
-        stepped = spread(raw.stepped)
+        index = _Indices([self.dim([node]) for node in raw.nodes])
+        operand_dims, result_dims = (
+            tuple(index.align(self.values[v].dims, dims) for v, dims in zip(values, rows, strict=True))
+            for values, rows in ((raw.operands, raw.rule.operands), (raw.results, raw.rule.results))
+        )
+        stepped = index.spread(raw.stepped)
         return Op(
             kind=raw.kind,
             operands=tuple(raw.operands),
             results=tuple(raw.results),
-            local=tuple(local),
+            local=tuple(index.local),
             operand_dims=operand_dims,
             result_dims=result_dims,
-            summed=tuple(spread(summed) for summed in raw.summed),
+            summed=tuple(map(index.spread, raw.summed)),
             reducer=raw.reducer,
-            blocked=tuple(i for i in (*spread(raw.rule.blocked), *extra) if i not in stepped),
+            blocked=tuple(i for i in (*index.spread(raw.rule.blocked), *index.unmatched) if i not in stepped),
             stepped=stepped,
             linear=raw.linear,
-            tied=tuple((i, j) for f, g in raw.tied for i, j in zip(parts[f], parts[g], strict=False)),
-            pinned=tuple((parts[i][0], axes) for i, axes in raw.pinned if parts[i]),
-            work=tuple(
-                Work(engine=w.engine, flops=w.flops, dtype=w.dtype, over=spread(w.over), share=w.share)
-                for w in raw.work
-            ),
-            phase=phase_of(raw.scope),
+            tied=tuple(pair for tie in raw.tied for pair in index.pairs(*tie)),
+            pinned=tuple((index.parts[i][0], axes) for i, axes in raw.pinned if index.parts[i]),
+            work=tuple(self.work(work, index) for work in raw.work),
+            phase=self.phase(raw),
             scope=raw.scope,
             source=raw.source,
         )
 
+    def work(self, raw: RawWork, index: _Indices) -> Work:
+        over = index.spread(raw.over)
+        return Work(engine=raw.engine, flops=raw.flops, dtype=raw.dtype, over=over, share=raw.share)
 
-def _spreader(parts: Sequence[tuple[int, ...]]) -> Callable[[Sequence[int]], tuple[int, ...]]:
-    def spread(indices: Sequence[int]) -> tuple[int, ...]:
-        """Local indices of the leaves that the op's factors were split into."""
-        return tuple(leaf for i in indices for leaf in parts[i])
+    def phase(self, raw: RawNode) -> str:
+        return phase_of(raw.scope) if self.training else "forward"
 
-    return spread
+
+class _Indices:
+    """Local indices of one op: `parts` of each of its factors, as that was split, and the factor id behind each index.
+
+    Where dims don't match those of a value, they get `unmatched` indices of their own.
+    """
+
+    def __init__(self, dims: Sequence[Dim]) -> None:
+        self.local: list[int] = []
+        self.unmatched: list[int] = []
+        self.parts = [self._new(dim) for dim in dims]
+
+    def _new(self, dim: Dim) -> tuple[int, ...]:
+        start = len(self.local)
+        self.local.extend(dim)
+        return tuple(range(start, len(self.local)))
+
+    def spread(self, factors: Sequence[int]) -> tuple[int, ...]:
+        """The indices of some of the op's factors."""
+        return tuple(leaf for i in factors for leaf in self.parts[i])
+
+    def pairs(self, first: int, second: int) -> Iterable[tuple[int, int]]:
+        """The indices of two factors side by side, as far as they go."""
+        return zip(self.parts[first], self.parts[second], strict=False)
+
+    def align(self, value: Dims, dims: Dims) -> Dims:
+        """Indices for each dim of a value, where the op's rule has the factors `dims`."""
+        return tuple(self._aligned(own, self.spread(dim)) for own, dim in zip(value, dims, strict=False))
+
+    def _aligned(self, own: Dim, indices: tuple[int, ...]) -> tuple[int, ...]:
+        if tuple(self.local[i] for i in indices) == own:
+            return indices
+        fresh = self._new(own)
+        self.unmatched.extend(fresh)
+        return fresh
+
+
+def _is_training(nodes: Sequence[RawNode]) -> bool:
+    """Whether anything belongs to a backward pass; without one, all is forward pass."""
+    return any(
+        _is_training(node.body) if isinstance(node, RawLoop) else phase_of(node.scope) == "backward" for node in nodes
+    )

@@ -54,13 +54,11 @@ def _all_to_all(walker: Walker, op: ir.Operation, value: int, axes: list[str], f
 
 
 def _reduce(walker: Walker, op: ir.Operation, value: int, axes: list[str], frame: Frame, reducer: str) -> int:
-    view = View(walker, vary(walker, op, value, axes, frame))
-    rest = [view.factor(size) for size in walker.shapes[value]]
+    view = View(walker, op, vary(walker, op, value, axes, frame), frame)
+    rest = view.dims()
     summed = [view.hidden[axis] for axis in axes]
     linear = (0,) if reducer in ("add", NOW) else ()
-    return view.emit(
-        op, frame, rest, rest, walker.shapes[value], left=axes, summed=summed, reducer=reducer, linear=linear
-    )
+    return view.emit(rest, rest, left=axes, summed=summed, reducer=reducer, linear=linear)
 
 
 def _move(
@@ -74,7 +72,7 @@ def _move(
     scatter: int | None = None,
 ) -> int:
     """Ranks along `axes` become the major part of dim `gather`, the major part of dim `scatter` becomes ranks."""
-    view = View(walker, value)
+    view = View(walker, op, value, frame)
     ranks = [walker.mesh.ranks[axis] for axis in axes]
     shape = list(walker.shapes[value])
     if scatter is not None:
@@ -92,12 +90,9 @@ def _move(
     if gather is not None:
         arrived = [view.factor(size) for size in ranks]
         after[gather] = (*arrived, after[gather])
-        shape[gather] *= math.prod(ranks)
         blocked = [*arrived, *(view.hidden[axis] for axis in axes)]
     left = axes if gather is not None else ()
-    return view.emit(
-        op, frame, before, after, tuple(shape), landed=landed, left=left, blocked=blocked, pinned=pinned, tied=tied
-    )
+    return view.emit(before, after, landed=landed, left=left, blocked=blocked, pinned=pinned, tied=tied)
 
 
 def _permute(walker: Walker, op: ir.Operation, operands: list[int], frame: Frame) -> list[int]:
@@ -106,11 +101,10 @@ def _permute(walker: Walker, op: ir.Operation, operands: list[int], frame: Frame
     if not axes:
         return operands
     value = vary(walker, op, operands[0], axes, frame)
-    view = View(walker, value)
-    rest = [view.factor(size) for size in walker.shapes[value]]
+    view = View(walker, op, value, frame)
+    rest = view.dims()
     pinned = [(view.hidden[axis], walker.mesh.bound(axis, walker.source(op))[1]) for axis in axes]
-    shape = walker.shapes[value]
-    return [view.emit(op, frame, rest, rest, shape, kind="collective_permute", pinned=pinned)]
+    return [view.emit(rest, rest, kind="collective_permute", pinned=pinned)]
 
 
 def _grouped_axes(walker: Walker, op: ir.Operation) -> list[str]:

@@ -7,20 +7,31 @@ through linear ops leaves partial sums, any other blocks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from jaxlib.mlir import ir
 
+from perfmodel.errors import TraceError
 from perfmodel.graph import Graph, Op
 from perfmodel.trace.build import finish
 from perfmodel.trace.ops import Shape
 from perfmodel.trace.raw import RawNode, RawOp, RawWork
-from perfmodel.trace.stablehlo import Rule, source_of
-from perfmodel.trace.stated import stated_rule
+from perfmodel.trace.stablehlo import Rule
+from perfmodel.trace.stated import StatedRule, stated_rule
 
 if TYPE_CHECKING:
     from perfmodel.trace.walk import Walker
+
+ATTENTION = "perfmodel.attention"
+"""How the names of kernels start whose scores `causal` and `window` mask."""
+STATIC: Mapping[str, tuple[type, Callable[..., bool], str]] = {
+    "rule": (ir.StringAttr, bool, "a line such as 'batch in, in out -> batch out; summed: in'"),
+    "causal": (ir.BoolAttr, lambda _: True, "True or False"),
+    "window": (ir.IntegerAttr, lambda keys: keys > 0, "a whole number above 0"),
+}
+"""Static arguments that are read: their kind, what values fit, and that in words."""
 
 # A causal kernel skips the blocks above the diagonal: (S+1)/(2S) of the scores, one half for long sequences.
 CAUSAL_SHARE = 0.5
@@ -30,51 +41,55 @@ def kernel_op(
     outer: Walker, op: ir.Operation, name: str, function: str, operands: Sequence[int], results: Sequence[int]
 ) -> RawOp:
     """The raw op of a marked kernel: its rule stated, or derived from the decomposition `function`."""
+    where = f"{outer.source(op)}: {name}"
     body = _body(outer, function, operands)
-    attributes = _attributes(op)
-    stated = attributes.get("rule")
-    if stated is None:
+    before, after = ([outer.shapes[v] for v in values] for values in (operands, results))
+    rule = _static(op, "rule", where)
+    if rule is None:
         raw = _derived(outer, body, name, operands, results)
     else:
-        raw = _stated(outer, op, body, ir.StringAttr(stated).value, name, operands, results)
-    counted, share = _executed(attributes, [outer.shapes[v] for v in operands])
-    raw.work = [
-        RawWork(engine=w.engine, flops=w.flops * counted, dtype=w.dtype, over=w.over, share=share) for w in raw.work
-    ]
+        raw = _stated(outer, body, name, operands, results, stated_rule(rule, before, after, where))
+    if name.startswith(ATTENTION):
+        counted, share = _executed(op, where, before)
+        raw.work = [replace(work, flops=work.flops * counted, share=share) for work in raw.work]
     return raw
 
 
-def _attributes(op: ir.Operation) -> dict[str, ir.Attribute]:
-    if "composite_attributes" not in op.attributes:
-        return {}
-    found = ir.DictAttr(op.attributes["composite_attributes"])
-    return {found[i].name: found[i].attr for i in range(len(found))}
+def _static(op: ir.Operation, name: str, where: str) -> Any:
+    """A static argument of a kernel, None where it has none of that name.
+
+    Raises TraceError for one that is not what it must be (`STATIC`).
+    """
+    if "composite_attributes" not in op.attributes or name not in ir.DictAttr(op.attributes["composite_attributes"]):
+        return None
+    attribute = ir.DictAttr(op.attributes["composite_attributes"])[name]
+    kind, fits, expected = STATIC[name]
+    value: Any = getattr(attribute, "value", None)
+    if not isinstance(attribute, kind) or not fits(value):
+        raise TraceError(f"{where}: got {name}={attribute}, expected {expected}: correct this static argument")
+    return value
 
 
-def _executed(attributes: dict[str, ir.Attribute], operands: Sequence[Shape]) -> tuple[float, float]:
+def _executed(op: ir.Operation, where: str, operands: Sequence[Shape]) -> tuple[float, float]:
     """The shares of the scores that count as FLOPs, and that are executed of those.
 
     A query sees `window` keys (dim 1 of the second operand) at most, w/S of them; with a causal mask the first ones
     see fewer: w/S (1 - w/(2S)) of all scores are left.
     """
-    causal = "causal" in attributes and ir.BoolAttr(attributes["causal"]).value
-    band = 1.0
-    if "window" in attributes:
-        band = min(1.0, ir.IntegerAttr(attributes["window"]).value / operands[1][1])
-    return band, 1.0 - CAUSAL_SHARE * band if causal else 1.0
+    band, window = 1.0, _static(op, "window", where)
+    if window is not None:
+        if len(operands) < 2 or len(operands[1]) < 2:
+            raise TraceError(
+                f"{where}: got window={window} with operands {', '.join(map(str, operands))}, expected keys as the "
+                f"second one, their sequence as its dim 1: order them so, or leave window out"
+            )
+        band = min(1.0, window / operands[1][1])
+    return band, 1.0 - CAUSAL_SHARE * band if _static(op, "causal", where) else 1.0
 
 
 def _stated(
-    outer: Walker,
-    op: ir.Operation,
-    body: Graph,
-    text: str,
-    name: str,
-    operands: Sequence[int],
-    results: Sequence[int],
+    outer: Walker, body: Graph, name: str, operands: Sequence[int], results: Sequence[int], stated: StatedRule
 ) -> RawOp:
-    shapes = [[outer.shapes[v] for v in values] for values in (operands, results)]
-    stated = stated_rule(text, shapes[0], shapes[1], f"{source_of(op.location)}: {name}")
     followers = [follower for follower, _ in stated.tied]
     spread = [f for f in range(len(stated.rule.sizes)) if f not in stated.rule.blocked and f not in followers]
     flops: dict[tuple[str, str], float] = {}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import keystr
 
 from perfmodel.errors import TraceError
@@ -37,25 +39,36 @@ def leaves_of(argument: Argument) -> list[Leaf]:
         raise TraceError(
             f"argument {argument.name}: axes do not match the tree ({error}): give a tuple of names per array"
         ) from None
-    found = []
-    for (path, struct), names in zip(paths, axes, strict=True):
-        name = argument.name + keystr(path)
-        names = (None,) * len(struct.shape) if names is None else tuple(names)
-        if len(names) != len(struct.shape):
-            raise TraceError(
-                f"{name}: got {len(names)} axis names {names}, expected {len(struct.shape)}, one for each dim of "
-                f"{tuple(struct.shape)}: use None for a dim without a name"
-            )
-        found.append(
-            Leaf(
-                name=name,
-                path=".".join(filter(None, (_dotted(argument.name), keystr(path, simple=True, separator=".")))),
-                role=argument.role,
-                shape=tuple(struct.shape),
-                axes=names,
-            )
+    return [_leaf(argument, *each) for each in zip(paths, axes, strict=True)]
+
+
+def _leaf(argument: Argument, place: tuple[Any, Any], names: Sequence[str | None] | None) -> Leaf:
+    path, array = place
+    name = argument.name + keystr(path)
+    shape = _shape(name, array)
+    if names is not None and len(shape) > len(array.shape):
+        names = (*names, *(None for _ in shape[len(array.shape) :]))
+    names = (None,) * len(shape) if names is None else tuple(names)
+    if len(names) != len(shape):
+        raise TraceError(
+            f"{name}: got {len(names)} axis names {names}, expected {len(shape)}, one for each dim of {shape}: use "
+            f"None for a dim without a name"
         )
-    return found
+    resized = shape if argument.role == "batch" else (size for size, axis in zip(shape, names, strict=True) if axis)
+    if 0 in resized:
+        raise TraceError(f"{name}: got shape {shape}, expected at least 1 of everything: trace with other sizes")
+    dotted = (_dotted(argument.name), keystr(path, simple=True, separator="."))
+    return Leaf(name=name, path=".".join(filter(None, dotted)), role=argument.role, shape=shape, axes=names)
+
+
+def _shape(name: str, array: Any) -> Shape:
+    """The shape that an array has once it is lowered: a typed key of random numbers is a row of whole numbers."""
+    if not hasattr(array, "shape"):
+        raise TraceError(f"{name}: got {array!r}, expected an array or a jax.ShapeDtypeStruct: close over constants")
+    typed = isinstance(array, jax.Array | jax.ShapeDtypeStruct)
+    if typed and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.eval_shape(jax.random.key_data, array)
+    return tuple(array.shape)
 
 
 def _dotted(name: str) -> str:

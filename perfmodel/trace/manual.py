@@ -39,7 +39,7 @@ def manual(walker: Walker, op: ir.Operation, operands: list[int], frame: Frame) 
     own = {axes[i] for i in range(len(axes)) if walker.mesh.ranks[axes[i]] > 1}
     walker.mesh.manual |= own if operands else set()  # one without arguments only tells a rank its number
     inside = [
-        _enter(walker, op, value, _split(walker, sharding, own), tensor_type(argument)[0], frame)
+        _enter(View(walker, op, value, frame), _split(walker, sharding, own), tensor_type(argument)[0])
         for value, sharding, argument in zip(operands, ins, block.arguments, strict=True)
     ]
     env = {**frame.env, **dict(zip(block.arguments, inside, strict=True))}
@@ -57,17 +57,14 @@ def _split(walker: Walker, sharding: ir.Attribute, own: set[str]) -> list[tuple[
     return [tuple(axis for axis in axes if axis in own) for axes, _ in walker.mesh.dims(sharding)]
 
 
-def _enter(
-    walker: Walker, op: ir.Operation, value: int, axes: Sequence[tuple[str, ...]], local: Shape, frame: Frame
-) -> int:
+def _enter(view: View, axes: Sequence[tuple[str, ...]], local: Shape) -> int:
     """The value as a rank sees it: of each dim its own part."""
     if not any(axes):
-        return value
-    view = View(walker, value)
+        return view.value
     ranks = {axis: view.ranks(axis) for split in axes for axis in split}
     rest = [view.factor(size) for size in local]
     whole = [(*(ranks[axis] for axis in split), part) for split, part in zip(axes, rest, strict=True)]
-    return view.emit(op, frame, whole, rest, local, landed=ranks)
+    return view.emit(whole, rest, landed=ranks)
 
 
 def _leave(
@@ -79,12 +76,10 @@ def _leave(
     dropped = [axis for axis in walker.hidden[value] if axis in own]
     if not dropped:
         return value
-    view = View(walker, value)
-    shape = walker.shapes[value]
-    rest = [view.factor(size) for size in shape]
+    view = View(walker, op, value, frame)
+    rest = view.dims()
     whole = [(*(view.hidden[axis] for axis in dim), part) for dim, part in zip(axes, rest, strict=True)]
-    merged = tuple(math.prod(view.sizes[i] for i in dim) for dim in whole)
-    return view.emit(op, frame, rest, whole, merged, left=dropped, linear=(0,))
+    return view.emit(rest, whole, left=dropped, linear=(0,))
 
 
 def rank(walker: Walker, op: ir.Operation, operands: list[int], frame: Frame) -> list[int]:
@@ -159,10 +154,10 @@ def vary(walker: Walker, op: ir.Operation, value: int, axes: Sequence[str], fram
     missing = [axis for axis in axes if axis not in walker.hidden[value]]
     if not missing:
         return value
-    view = View(walker, value)
-    rest = [view.factor(size) for size in walker.shapes[value]]
+    view = View(walker, op, value, frame)
+    rest = view.dims()
     landed = {axis: view.ranks(axis) for axis in missing}
-    result = view.emit(op, frame, rest, rest, walker.shapes[value], kind="broadcast_in_dim", landed=landed, linear=(0,))
+    result = view.emit(rest, rest, kind="broadcast_in_dim", landed=landed, linear=(0,))
     if value in walker.known.uniform:
         walker.known.uniform.add(result)
     return result
@@ -171,9 +166,9 @@ def vary(walker: Walker, op: ir.Operation, value: int, axes: Sequence[str], fram
 class View:
     """An op that only looks at a value in another way: the same elements, grouped and hidden differently."""
 
-    def __init__(self, walker: Walker, value: int) -> None:
-        self._walker = walker
-        self._value = value
+    def __init__(self, walker: Walker, op: ir.Operation, value: int, frame: Frame) -> None:
+        self._walker, self._op, self._frame = walker, op, frame
+        self.value = value
         self.sizes: list[int] = []
         self._nodes: list[int] = []
         self.hidden = {axis: self.ranks(axis) for axis in walker.hidden[value]}
@@ -184,6 +179,10 @@ class View:
         self.sizes.append(size)
         return len(self.sizes) - 1
 
+    def dims(self) -> list[int]:
+        """A local index for each dim of the value."""
+        return [self.factor(size) for size in self._walker.shapes[self.value]]
+
     def ranks(self, axis: str) -> int:
         """A local index over the ranks along a manual axis."""
         self._nodes.append(self._walker.coordinate(axis))
@@ -192,11 +191,8 @@ class View:
 
     def emit(
         self,
-        op: ir.Operation,
-        frame: Frame,
         before: Sequence[int | Dim],
         after: Sequence[int | Dim],
-        shape: Shape,
         *,
         kind: str = "reshape",
         landed: dict[str, int] | None = None,
@@ -211,32 +207,29 @@ class View:
         """Add the op: dims `before` and `after` in local indices, hidden dims `landed` on and `left`."""
         walker = self._walker
         stays = {axis: i for axis, i in self.hidden.items() if axis not in left} | (landed or {})
-        hidden = sorted(stays)
-        result = walker.new_value(shape, walker.dtypes[self._value], hidden)
+        dims = _dims([*self.hidden.values(), *before]), _dims([*(stays[axis] for axis in sorted(stays)), *after])
         raw = RawOp(
             kind=kind,
-            operands=[self._value],
-            results=[result],
-            rule=Rule(
-                tuple(self.sizes),
-                (_dims([*self.hidden.values(), *before]),),
-                (_dims([*(stays[axis] for axis in hidden), *after]),),
-                blocked=tuple(blocked),
-            ),
+            operands=[self.value],
+            results=[walker.new_value(self._shape(after), walker.dtypes[self.value], sorted(stays))],
+            rule=Rule(tuple(self.sizes), dims[:1], dims[1:], blocked=tuple(blocked)),
             nodes=self._nodes,
             summed=[tuple(summed)],
             reducer=reducer,
             linear=linear,
             pinned=list(pinned),
             tied=list(tied),
-            scope=frame.scope,
-            source=walker.source(op),
+            scope=self._frame.scope,
+            source=walker.source(self._op),
         )
         walker.known.hand_on(raw)
         occupy(walker, raw, {*self.hidden, *stays})
         walker.attach(raw)
-        frame.out.append(raw)
-        return result
+        self._frame.out.append(raw)
+        return raw.results[0]
+
+    def _shape(self, dims: Sequence[int | Dim]) -> Shape:
+        return tuple(math.prod(self.sizes[i] for i in dim) for dim in _dims(dims))
 
 
 def _dims(dims: Sequence[int | Dim]) -> Dims:

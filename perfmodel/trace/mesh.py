@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import difflib
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from jaxlib.mlir import ir
@@ -25,6 +26,32 @@ class MeshAxes:
         self.ranks: dict[str, int] = {}  # axes of the mesh of the `shard_map` that we are in, major to minor
         self.manual: frozenset[str] = frozenset()  # those that it spreads its body over
 
+    def check(self) -> None:
+        """Raises TraceError for an explained axis that no mesh has, and for two axes of one mesh that stand
+        for one axis of a layout: what is split over one of them would have fewer parts than that axis has ranks.
+        """
+        meshes = [self.mesh(op.attributes["mesh"]) for op in self._symbols.values() if "mesh" in op.attributes]
+        self._check_known(sorted({axis for mesh in meshes for axis in mesh}))
+        for mesh in meshes:
+            self._check_apart([axis for axis, size in mesh.items() if size > 1])
+
+    def _check_known(self, known: Sequence[str]) -> None:
+        for axis in self._meaning.keys() - known:
+            close = difflib.get_close_matches(axis, known, n=1)
+            raise TraceError(
+                f"mesh axes: got {axis!r}, expected an axis of the program's own mesh ({', '.join(known) or 'none'}): "
+                f"{f'did you mean {close[0]}?' if close else 'leave it out'}"
+            )
+
+    def _check_apart(self, mesh: Sequence[str]) -> None:
+        taken: dict[str, str] = {}
+        for axis, name in [(each, name) for each in mesh for name in self._meaning.get(each, (each,))]:
+            if taken.setdefault(name, axis) != axis:
+                raise TraceError(
+                    f"mesh axes: got {name} for both {taken[name]!r} and {axis!r}, expected an axis of its own for "
+                    f"each: give one of them another of {', '.join(AXES)}, or nothing to ignore it"
+                )
+
     def dims(self, attribute: Any) -> list[DimAxes]:
         """Mesh axes of each dim of a sharding."""
         sharding = sdy.TensorShardingAttr(attribute)
@@ -44,7 +71,8 @@ class MeshAxes:
         if axes is None and self._sizes.get(axis) != 1:
             raise TraceError(
                 f"{source}: got mesh axis {axis!r}, expected one of {', '.join(AXES)}: say what it stands for, "
-                f"--mesh-axis {axis}=dp, or Program(..., hints=Hints(mesh={{{axis!r}: ('dp',)}})); nothing to ignore it"
+                f"--mesh-axis {axis}=dp, or Program(..., hints=Hints(mesh={{{axis!r}: ('dp',)}})); leave it empty to "
+                f"ignore it"
             )
         if unknown := [name for name in axes or () if name not in AXES]:
             raise TraceError(

@@ -38,9 +38,9 @@ def read_names(texts: Iterable[str]) -> dict[str, str]:
 def read_mesh_axes(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Read `AXIS=AXES` texts, what axes of a program's own mesh stand for; none for an axis to be ignored.
 
-    Raises AxisNameError for other texts.
+    Raises AxisNameError for other texts, and for an axis that is to stand for different things.
     """
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for text in texts:
         axis, sign, axes = (word.strip() for word in text.partition("="))
         names = tuple(name.strip() for name in axes.split(",") if name.strip())
@@ -49,8 +49,15 @@ def read_mesh_axes(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
                 f"mesh axes: got {text!r}, expected AXIS= and some of {', '.join(AXES)}, or nothing to ignore it: "
                 f"write data=dp,fsdp"
             )
-        found[axis] = names
+        if found.setdefault(axis, names) != names:
+            raise AxisNameError(
+                f"mesh axes: got {axis!r} for {_listed(found[axis])} and {_listed(names)}, expected one: drop one"
+            )
     return found
+
+
+def _listed(axes: Sequence[str]) -> str:
+    return ",".join(axes) or "nothing"
 
 
 def named(program: Program, names: Mapping[str, str]) -> Program:

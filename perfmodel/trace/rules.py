@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
@@ -117,43 +118,53 @@ def ragged_dot_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tupl
     Sharding the groups takes their rows along, evenly: the load is taken to be balanced. Where the groups do not
     divide the rows, both must be whole.
     """
+    lhs, rhs, groups = operands
+    numbers = _ragged_numbers(op)
+    group = len(lhs)  # factors: the dims of lhs, the groups, then what only rhs has
+    nested = lhs[numbers.ragged] % groups[-1] == 0 and numbers.ragged not in numbers.batch.values()
+    rows = {numbers.ragged: (group, numbers.ragged)} if nested else {}
+    lhs_dims = [rows.get(d, (d,)) for d in range(len(lhs))]
+    shared = {d: lhs_dims[its] for d, its in (numbers.batch | numbers.contract).items()}
+    shared |= dict.fromkeys(numbers.groups, (group,))
+    own = {d: (group + 1 + i,) for i, d in enumerate(d for d in range(len(rhs)) if d not in shared)}
+    sizes = [*lhs, groups[-1], *(rhs[d] for d in own)]
+    sizes[numbers.ragged] //= groups[-1] if nested else 1
+    slabs = [(group,)] if numbers.ragged in numbers.contract.values() else []  # gradient of the matrices: one per group
+    free = [d for d in range(len(lhs)) if d not in (*numbers.batch.values(), *numbers.contract.values())]
+    result = (*slabs, *((d,) for d in numbers.batch.values()), *(lhs_dims[d] for d in free), *own.values())
+    prefix = lhs_dims[: len(groups) - 1] if len(groups) - 1 == numbers.ragged else [()] * (len(groups) - 1)
+    return Rule(
+        tuple(sizes),
+        (tuple(lhs_dims), tuple((shared | own)[d] for d in range(len(rhs))), (*prefix, (group,))),
+        (result,),
+        reduced=tuple(numbers.contract.values()),
+        blocked=() if nested else (numbers.ragged, group),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _RaggedNumbers:
+    """The ragged dim of lhs, dims of rhs with their counterparts in lhs, and the dim of rhs over the groups, if any."""
+
+    ragged: int
+    batch: dict[int, int]
+    contract: dict[int, int]
+    groups: list[int]
+
+
+def _ragged_numbers(op: ir.Operation) -> _RaggedNumbers:
     text = str(op.attributes["ragged_dot_dimension_numbers"])
 
     def dims(name: str) -> list[int]:
         match = re.search(rf"{name} = \[([\d, ]*)\]", text)
         return [int(n) for n in match[1].split(",") if n.strip()] if match else []
 
-    lhs, rhs, groups = operands
-    (ragged,) = dims("lhs_ragged_dimensions")
-    batch = dict(zip(dims("rhs_batching_dimensions"), dims("lhs_batching_dimensions"), strict=True))
-    contract = dict(zip(dims("rhs_contracting_dimensions"), dims("lhs_contracting_dimensions"), strict=True))
-    sizes, group = [*lhs, groups[-1]], len(lhs)  # factors: the dims of lhs, the groups, then what only rhs has
-    nested = lhs[ragged] % groups[-1] == 0 and ragged not in batch.values()
-    if nested:
-        sizes[ragged] //= groups[-1]
-    lhs_dims: list[tuple[int, ...]] = [(group, d) if nested and d == ragged else (d,) for d in range(len(lhs))]
-    rhs_dims: list[tuple[int, ...]] = []
-    for d, size in enumerate(rhs):
-        shared = {**batch, **contract}.get(d)
-        if shared is not None:
-            rhs_dims.append(lhs_dims[shared])
-        elif d in dims("rhs_group_dimensions"):
-            rhs_dims.append((group,))
-        else:
-            sizes.append(size)
-            rhs_dims.append((len(sizes) - 1,))
-    own = [d for d in range(len(rhs)) if d not in (*batch, *contract, *dims("rhs_group_dimensions"))]
-    slabs = [(group,)] if ragged in contract.values() else []  # gradient of the matrices: one for each group
-    free = [d for d in range(len(lhs)) if d not in (*batch.values(), *contract.values())]
-    result = (*slabs, *((d,) for d in batch.values()), *(lhs_dims[d] for d in free), *(rhs_dims[d] for d in own))
-    prefix = lhs_dims[: len(groups) - 1] if len(groups) - 1 == ragged else [()] * (len(groups) - 1)
-    return Rule(
-        tuple(sizes),
-        (tuple(lhs_dims), tuple(rhs_dims), (*prefix, (group,))),
-        (result,),
-        reduced=tuple(contract.values()),
-        blocked=() if nested else (ragged, group),
+    batch, contract = (
+        dict(zip(dims(f"rhs_{kind}_dimensions"), dims(f"lhs_{kind}_dimensions"), strict=True))
+        for kind in ("batching", "contracting")
     )
+    (ragged,) = dims("lhs_ragged_dimensions")
+    return _RaggedNumbers(ragged, batch, contract, dims("rhs_group_dimensions"))
 
 
 OWN_RULES: Mapping[str, Callable[[ir.Operation, tuple[Shape, ...], tuple[Shape, ...]], Rule]] = {
@@ -183,12 +194,9 @@ def attributes_of(op: ir.Operation) -> dict[str, tuple[int, ...]]:
         numbers = stablehlo.DotDimensionNumbers(op.attributes["dot_dimension_numbers"])
         return {"lhs_contracting": tuple(numbers.lhs_contracting_dimensions)}
     if op.name == "chlo.ragged_dot":
-        text = str(op.attributes["ragged_dot_dimension_numbers"])
-        contracting, ragged = (
-            {int(n) for found in re.findall(rf"{name} = \[([\d, ]+)", text) for n in found.split(",")}
-            for name in ("lhs_contracting_dimensions", "lhs_ragged_dimensions")
-        )
-        return {"lhs_contracting": tuple(contracting), "group_in_result": (1,) if ragged <= contracting else ()}
+        ragged = _ragged_numbers(op)
+        contracting = tuple(ragged.contract.values())
+        return {"lhs_contracting": contracting, "group_in_result": (1,) if ragged.ragged in contracting else ()}
     if op.name == "stablehlo.convolution":
         conv = stablehlo.ConvDimensionNumbers(op.attributes["dimension_numbers"])
         dilation = tuple(ir.DenseI64ArrayAttr(op.attributes["lhs_dilation"])) if "lhs_dilation" in op.attributes else ()

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from perfmodel.trace.walk import Walker
 
 REDUCTIONS = ("reduce", "reduce_window", "scatter")
+REDUCERS = {"stablehlo.add": "add"} | dict.fromkeys(
+    (f"stablehlo.{name}" for name in ("maximum", "minimum", "and", "or")), "maximum"
+)
+"""What a region does that is one op."""
+IDLE = ("sdy.sharding_constraint", "stablehlo.return")
+"""What may stand beside it; `shard_map` constrains even scalars."""
 
 OpShapes: TypeAlias = tuple[tuple[Shape, ...], tuple[Shape, ...]]
 
@@ -47,12 +53,10 @@ def single_op(walker: Walker, op: ir.Operation, name: str, operands: list[int], 
 
 
 def reducer_of(op: ir.Operation) -> str:
-    """What the region of a reduction does: add, maximum (or any other choice of one element) or other."""
+    """What a reduction does with two elements: add, maximum (or any other choice of one of them) or other."""
     (block,) = op.regions[0].blocks
-    inside = {o.operation.name.removeprefix("stablehlo.") for o in block.operations}
-    if "add" in inside:
-        return "add"
-    return "maximum" if inside & {"maximum", "minimum", "or", "and"} else "other"
+    steps = [name for each in block.operations if (name := each.operation.name) not in IDLE]
+    return REDUCERS.get(steps[0], "other") if len(steps) == 1 else "other"
 
 
 def _work(walker: Walker, op: ir.Operation, name: str, raw: RawOp, shapes: OpShapes) -> list[RawWork]:

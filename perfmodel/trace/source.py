@@ -9,8 +9,9 @@ from typing import Any
 from jaxlib.mlir import ir
 
 from perfmodel.errors import TraceError
+from perfmodel.graph import Graph
 from perfmodel.trace.program import Argument, Program, StableHLO
-from perfmodel.trace.stablehlo import MAIN, Tensor, argument_attributes, parse, scope_of, tensor_type
+from perfmodel.trace.stablehlo import MAIN, Tensor, argument_attributes, is_array, parse, scope_of, tensor_type
 
 ALIASED, DONATED = "tf.aliasing_output", "jax.buffer_donor"
 REMAT = b"rematted_computation"
@@ -21,6 +22,14 @@ ROLE_WORDS = {
     "parameters": "params param parameters weights model variables kernel bias embedding",
     "batch": "batch inputs input tokens targets labels data images",
 }
+
+NO_PARAMETERS = (
+    "no argument of the file is known to be a parameter, by its name or as donated, so that none counts as one: lower "
+    "the step with donated arguments, or give them roles in the Program that load_program returns"
+)
+NO_LOCATIONS = (
+    "the file has no locations, so that all of it counts as the forward pass: write it with enable_debug_info=True"
+)
 
 
 def read_program(path: str) -> Program:
@@ -41,9 +50,10 @@ def read_program(path: str) -> Program:
         raise TraceError(f"{path}: got no function named {MAIN}, expected the step under that name: rename it")
     aliases = aliases_of(module)
     (block,) = function.regions[0].blocks
-    arguments = [_argument(argument, i, i in aliases) for i, argument in enumerate(block.arguments)]
+    arrays = enumerate(filter(is_array, block.arguments))
+    arguments = tuple(_argument(argument, i, i in aliases) for i, argument in arrays)
     recompute = "full" if REMAT in source.data else "none"
-    return Program(name=Path(path).stem, fn=source, arguments=tuple(arguments), recompute=recompute)
+    return Program(name=Path(path).stem, fn=source, arguments=arguments, recompute=recompute)
 
 
 def _entry(module: ir.Module) -> ir.Operation | None:
@@ -69,16 +79,33 @@ def _role(name: str, taken_over: bool) -> str:
 
 
 def aliases_of(module: ir.Module) -> dict[int, int]:
-    """Argument position -> result that takes over its buffer: as the module says, or the first of a donor's type."""
+    """Array among the arguments -> array among the results that takes over its buffer: as the module says, or the first
+    of a donor's type.
+    """
     function = _entry(module)
     assert function is not None
     (block,) = function.regions[0].blocks
-    attributes = argument_attributes(function)
-    aliases = {i: ir.IntegerAttr(each[ALIASED]).value for i, each in enumerate(attributes) if ALIASED in each}
-    results = [value.type for value in block.operations[len(block.operations) - 1].operands]
-    for i, each in enumerate(attributes):
-        if DONATED in each:
-            taken = aliases.values()
-            fitting = [r for r, type_ in enumerate(results) if type_ == block.arguments[i].type and r not in taken]
+    taken = zip(block.arguments, argument_attributes(function), strict=True)
+    arrays = [(value.type, attributes) for value, attributes in taken if is_array(value)]
+    returned = list(block.operations[len(block.operations) - 1].operands)
+    results = [value.type for value in returned if is_array(value)]
+    aliases = {
+        i: sum(map(is_array, returned[: ir.IntegerAttr(attributes[ALIASED]).value]))
+        for i, (_, attributes) in enumerate(arrays)
+        if ALIASED in attributes
+    }
+    for i, (type_, attributes) in enumerate(arrays):
+        if DONATED in attributes:
+            fitting = [r for r, result in enumerate(results) if result == type_ and r not in aliases.values()]
             aliases |= {i: fitting[0]} if fitting else {}
     return aliases
+
+
+def doubts_of(graph: Graph) -> tuple[str, ...]:
+    """What a file left untold, and what to do about it."""
+    doubts = []
+    if graph.parameters and not any(parameter.role == "parameters" for parameter in graph.parameters):
+        doubts.append(NO_PARAMETERS)
+    if not any(op.scope for _, op in graph.walk()):
+        doubts.append(NO_LOCATIONS)
+    return tuple(doubts)

@@ -14,6 +14,7 @@ from jaxlib.mlir import ir, passmanager
 from jaxlib.mlir.dialects import sdy, stablehlo
 
 from perfmodel.errors import PerfModelError, TraceError, told
+from perfmodel.trace.donated import check_results
 from perfmodel.trace.program import Program, StableHLO
 
 TESTED = ((0, 10, 1), (0, 11, 0))  # from, below
@@ -21,13 +22,16 @@ RULES = "builtin.module(inline,symbol-dce,func.func(sdy-populate-op-sharding-rul
 # A platform on which JAX keeps ragged matmuls and Pallas kernels whole; nothing is compiled for it.
 PLATFORM = "tpu"
 
-MAIN = "main"
+MAIN, TOKEN = "main", "none"
 BYTECODE, PORTABLE, PRODUCER = b"ML\xefR", b"StableHLO_v", 32
 """How MLIR bytecode starts, and the producer that a portable artifact names within so many bytes."""
 
-OWN = os.path.dirname(__file__)
-"""Where frames of the trace itself lie."""
+PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+MODELS, COMMANDS = (os.path.join(PACKAGE, name, "") for name in ("models", "cli"))
+"""Where our own frames lie; those of `MODELS` are a program's, what calls `COMMANDS` is none."""
 FILE = re.compile(r'"([^"]+)":(\d+):\d+')
+TEXT = "-"
+"""How MLIR calls text that it reads a module from, for ops without a location."""
 
 
 def check_version(version: str = jax.__version__) -> None:
@@ -62,17 +66,18 @@ def _lowered(program: Program, fn: Callable[..., Any]) -> ir.Module:
         raise TraceError(
             f"{program.name}: got {told(error)}, expected a step that JAX can trace with these arguments: mend it"
         ) from error
-    return _on_platform(traced).compiler_ir("stablehlo")
+    check_results(program, jax.tree.leaves(traced.out_info))
+    return on_platform(traced).compiler_ir("stablehlo")
 
 
-def _on_platform(traced: Any) -> Any:
+def on_platform(traced: Any) -> Any:
     """Lowered for `PLATFORM`; what calls back to Python (`jax.debug.print`) only lowers for the backend at hand."""
     try:
         return traced.lower(lowering_platforms=(PLATFORM,))
     except ValueError as error:
         if "lowering platform" not in str(error):
             raise
-        return traced.lower()
+        return traced.lower(lowering_platforms=(jax.default_backend(),))  # told, since a mesh may have no devices
 
 
 def parse(source: StableHLO) -> ir.Module:
@@ -162,10 +167,15 @@ class Tensor:
     dtype: str
 
 
+def is_array(value: Any) -> bool:
+    """Whether a value is an array, and not a token, which orders side effects, or a tuple."""
+    return isinstance(value.type, ir.RankedTensorType)
+
+
 def tensor_type(value: Any) -> tuple[tuple[int, ...], str]:
-    """Shape and element type of a value; a token or tuple has shape () and type "none"."""
-    if not isinstance(value.type, ir.RankedTensorType):
-        return (), "none"
+    """Shape and element type of a value; a token or tuple has shape () and type `TOKEN`."""
+    if not is_array(value):
+        return (), TOKEN
     shape = tuple(value.type.shape)
     if any(size < 0 for size in shape):
         raise TraceError(f"program: got a dynamic shape {value.type}, expected static shapes: fix the sizes")
@@ -185,11 +195,17 @@ def scope_of(location: ir.Location) -> str:
     return location.name_str if isinstance(location, ir.NameLoc) else ""
 
 
-def source_of(location: ir.Location) -> str:
-    """`file.py:line` of the innermost frame of the program that a location knows, or "?"."""
-    frames = (match for match in FILE.finditer(str(location)) if not match[1].startswith(OWN))
-    match = next(frames, None)
-    return f"{match[1].rsplit('/', 1)[-1]}:{match[2]}" if match else "?"
+def line_of(location: ir.Location) -> str | None:
+    """`path/of/file.py:line` of the innermost frame of the program that a location knows, or of what had it traced.
+
+    None where there is neither. An op of StableHLO text without locations is told by its line there.
+    """
+    for frame in FILE.finditer(str(location)):
+        if not frame[1].startswith(PACKAGE) or frame[1].startswith(MODELS):
+            return f"line {frame[2]}" if frame[1] == TEXT else f"{frame[1]}:{frame[2]}"
+        if frame[1].startswith(COMMANDS):
+            return None
+    return None
 
 
 def splat(op: ir.Operation) -> float | None:

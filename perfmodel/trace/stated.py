@@ -79,6 +79,8 @@ class _Reader:
 
     def _dims(self, text: str) -> list[Names]:
         """Factors of each dim of one value."""
+        if stray := DIM.sub("", text).strip():
+            raise self._error(f"{stray!r} in {text.strip()!r}", "brackets in pairs around a dim, as in (experts row)")
         return [self._dim(group or single) for group, single in DIM.findall(text)]
 
     def _dim(self, text: str) -> Names:
@@ -110,7 +112,7 @@ class _Reader:
         missing = [name for name in dim if name not in self.sizes]
         if len(missing) > 1:
             raise self._error(f"no sizes for {' and '.join(missing)}", "all but one known, as in experts=8")
-        if size % known or (not missing and size != known):
+        if (known == 0 or size % known) if missing else size != known:
             raise self._error(f"({' '.join(dim) or '1'}) = {known} for a dim of size {size}", "sizes that fit")
         for name in missing:
             self._set(name, size // known)

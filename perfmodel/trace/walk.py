@@ -22,7 +22,7 @@ from perfmodel.trace.ops import Shape
 from perfmodel.trace.program import Hints
 from perfmodel.trace.raw import Environment, Frame, RawNode, RawOp
 from perfmodel.trace.single import single_op
-from perfmodel.trace.stablehlo import scope_of, source_of, tensor_type
+from perfmodel.trace.stablehlo import is_array, line_of, scope_of, tensor_type
 
 KERNEL_PREFIX = "perfmodel."
 TERMINATORS = ("func.return", "stablehlo.return", "sdy.return")
@@ -53,7 +53,7 @@ class Walker:
             if "sym_name" in op.attributes
         }
         self.mesh = MeshAxes(self.functions, hints.mesh)
-        self._site = "?"  # source of the call or loop that we are in, for ops that have none of their own
+        self._site = "?"  # line of the call or loop that we are in, for ops that have none of their own
 
     # -- values ---------------------------------------------------------------------------------------------------
 
@@ -76,7 +76,7 @@ class Walker:
 
     def coordinate(self, axis: str) -> int:
         """A fresh node for the ranks along a manual axis."""
-        size, bound = self.mesh.bound(axis, self._site)
+        size, bound = self.mesh.bound(axis, self._site.rpartition("/")[-1])
         return self.space.new(size, bound=bound)
 
     def unify(self, first: int, second: int) -> None:
@@ -120,13 +120,16 @@ class Walker:
             return HANDLERS[op.name](self, op, operands, frame)
 
     def source(self, op: ir.Operation) -> str:
-        """`file.py:line` of an op, or that of the call or loop around it."""
-        own = source_of(op.location)
-        return self._site if own == "?" else own
+        """`file.py:line` of an op, or that of the call or loop around it; "?" where neither is known."""
+        return self.line(op).rpartition("/")[-1]
+
+    def line(self, op: ir.Operation) -> str:
+        """The same, with the whole path."""
+        return line_of(op.location) or self._site
 
     @contextmanager
     def _inside(self, op: ir.Operation) -> Iterator[None]:
-        outside, self._site = self._site, self.source(op)
+        outside, self._site = self._site, self.line(op)
         yield
         self._site = outside
 
@@ -160,12 +163,12 @@ Handler: TypeAlias = Callable[[Walker, ir.Operation, list[int], Frame], list[int
 
 
 def _call(walker: Walker, op: ir.Operation, operands: list[int], frame: Frame) -> list[int]:
-    return walker.function(str(op.attributes["callee"]).lstrip("@"), operands, frame.scope, frame.out)
+    return walker.function(ir.FlatSymbolRefAttr(op.attributes["callee"]).value, operands, frame.scope, frame.out)
 
 
 def _composite(walker: Walker, op: ir.Operation, operands: list[int], frame: Frame) -> list[int]:
     name = ir.StringAttr(op.attributes["name"]).value
-    decomposition = str(op.attributes["decomposition"]).lstrip("@")
+    decomposition = ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value
     if not name.startswith(KERNEL_PREFIX):
         return walker.function(decomposition, operands, frame.scope, frame.out)
     raw = kernel_op(walker, op, name, decomposition, operands, walker.results(op, operands))
@@ -175,8 +178,8 @@ def _composite(walker: Walker, op: ir.Operation, operands: list[int], frame: Fra
 
 def _custom_call(walker: Walker, op: ir.Operation, operands: list[int], frame: Frame) -> list[int]:
     target = ir.StringAttr(op.attributes["call_target_name"]).value
-    if target in ops.CALLBACKS and not len(op.results):  # only looks at values
-        return []
+    if target in ops.CALLBACKS and not any(map(is_array, op.results)):  # only looks at values
+        return [operand for operand, value in zip(operands, op.operands, strict=True) if not is_array(value)]
     return operands if target in ops.TRANSPARENT_CALLS else single_op(walker, op, target, operands, frame)
 
 
