@@ -11,6 +11,7 @@ import time
 COMMANDS = (
     ("tune", "llama3-70b", "--machine", "trn2", "--chips", "64"),
     ("tune", "llama3-405b", "--machine", "trn2-ultraserver", "--chips", "1024"),
+    ("tune", "deepseek-v3", "--machine", "trn2", "--chips", "512"),
     ("estimate", "llama3-70b", "--machine", "trn2", "--chips", "64", "--layout", "fsdp=128,tp=2"),
     ("--help",),
     ("hardware", "list"),

@@ -1,4 +1,4 @@
-"""Which ops share a kernel, and what such a kernel still reads from and writes to memory.
+"""Which ops share a kernel.
 
 Elementwise ops, their layout changes and the reductions that end them run as one kernel, as XLA-like compilers fuse
 them; matmuls, marked kernels, sorts and scatters stand alone. A value that only lives inside a kernel costs nothing,
@@ -8,12 +8,14 @@ Arithmetic on single numbers, such as loop counters, takes no kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import TypeAlias
 
-from perfmodel.graph import Op, Work
+from perfmodel.graph import Op
+from perfmodel.kernel import SLICES, Kernel, kernel_of
 from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, ShardedGraph
-from perfmodel.work import Amount, Term, amount, resized
+from perfmodel.work import Identity
 
 ALONE = frozenset(
     {
@@ -28,8 +30,6 @@ ALONE = frozenset(
         "rng_bit_generator",
     }
 )
-SLICES = ("dynamic_slice", "gather")
-VIEWS = ("dynamic_slice", "reshape", "transpose", "bitcast_convert")
 REPEATED = (
     "abs add and bitcast_convert broadcast_in_dim ceil clamp compare concatenate convert divide dynamic_slice floor "
     "iota is_finite maximum minimum multiply negate not or pad reduce_precision reshape reverse select sign slice "
@@ -39,33 +39,22 @@ CHEAP = frozenset(REPEATED.split())
 """Ops that a compiler would rather repeat than store, as XLA's `InstructionFusion::IsExpensive` has it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kernel:
-    """Work of one kernel launch on each rank.
-
-    flops:  FLOPs that the hardware executes, by (engine, element type) [FLOP]
-    bytes:  traffic across the kernel's boundary [B]
-    nodes:  positions of its ops in the region it belongs to, those repeated from other kernels left out
-    inputs: copies from outside that it works on
-    stored: copies that it writes to memory of their own (not those that alias a view or an updated buffer)
-    """
-
-    flops: Mapping[tuple[str, str], Amount]
-    bytes: Amount
-    phase: str
-    label: str
-    source: str
-    nodes: tuple[int, ...]
-    inputs: tuple[int, ...] = ()
-    stored: tuple[int, ...] = ()
-
-
 def fuse(sharded: ShardedGraph, region: Sequence[LocalNode], kept: Iterable[int]) -> list[Kernel]:
     """Kernels of one region (a loop body or the whole program); `kept` are the copies that live on after it."""
     draft = _Draft(sharded, region, kept)
     draft.repeat_cheap_ops()
-    kernels = map(draft.kernel, draft.members)
-    return [kernel for kernel in kernels if kernel and (kernel.bytes or kernel.flops)]
+    made = map(draft.kernel, draft.members)
+    return [kernel for kernel in made if kernel and (kernel.bytes or kernel.flops)]
+
+
+def kernels(sharded: ShardedGraph, region: Sequence[LocalNode]) -> Sequence[Kernel]:
+    """Kernels of one of the `regions` of a sharded graph, fused once for all who ask for them in turn."""
+    return _kernels(Identity(sharded))[id(region)]
+
+
+@lru_cache(maxsize=1)
+def _kernels(key: Identity[ShardedGraph]) -> Mapping[int, Sequence[Kernel]]:
+    return {id(nodes): fuse(key.it, nodes, kept) for _, nodes, kept in regions(key.it)}
 
 
 def _fusible(op: Op) -> bool:
@@ -207,91 +196,20 @@ class _Draft:
                 if self.group[i] == group:
                     own[i] = node
         touched = (copy for local in own.values() for copy in (*local.operands, *local.results))
-        return _kernel(self.sharded, ops, own, stored) if any(_is_tensor(self.sharded, c) for c in touched) else None
+        return kernel_of(self.sharded, ops, own, stored) if any(_is_tensor(self.sharded, c) for c in touched) else None
 
 
-def _kernel(sharded: ShardedGraph, ops: Sequence[LocalOp], own: Mapping[int, LocalOp], needed: Sequence[int]) -> Kernel:
-    flops: dict[tuple[str, str], list[Term]] = {}
-    for local in ops:
-        for engine, dtype, term in executed(sharded, local):
-            flops.setdefault((engine, dtype), []).append(term)
-    main = max(own.values(), key=lambda local: sum(work.flops for work in local.op.work))
-    inside = {copy for local in ops for copy in local.results}
-    inputs = {copy: None for local in ops for copy in local.operands if copy not in inside}
-    view = all(_is_view(local.op) for local in ops)
-    return Kernel(
-        flops={key: amount(terms) for key, terms in flops.items()},
-        bytes={} if view else amount([*_reads(sharded, ops), *_writes(sharded, ops, needed)]),
-        phase=main.op.phase,
-        label=main.op.kind,
-        source=main.op.source,
-        nodes=tuple(sorted(own)),
-        inputs=tuple(inputs),
-        stored=() if view else tuple(needed),
-    )
+Region: TypeAlias = tuple[tuple[LocalLoop, ...], Sequence[LocalNode], tuple[int, ...]]
+"""Enclosing loops, nodes, and the copies that live on after them."""
 
 
-def _is_view(op: Op) -> bool:
-    """Whether an op by itself only renames memory: the consumer reads the original in place."""
-    return op.kind in VIEWS and (op.kind != "dynamic_slice" or bool(op.stepped))
+def regions(sharded: ShardedGraph) -> list[Region]:
+    """The whole program and every loop body in it."""
+    return list(_regions((), sharded.nodes, sharded.results))
 
 
-def executed(sharded: ShardedGraph, local: LocalOp) -> list[tuple[str, str, Term]]:
-    """(engine, element type, FLOPs that one rank executes) of an op."""
-    found = []
-    for work in local.op.work:
-        term = Term(work.flops * work.share)
-        for i in work.over:
-            factor = sharded.graph.factors[local.op.local[i]]
-            term = resized(term.times(local.axes[i], -1), factor.name, factor.named_size)
-        found.append((_engine(local.op, work), work.dtype, term))
-    return found
-
-
-def _engine(op: Op, work: Work) -> str:
-    """The matrix engine reaches another share of its peak inside attention kernels: the softmax stands in its way."""
-    return "attention" if work.engine == "tensor" and op.kind.startswith("perfmodel.attention") else work.engine
-
-
-def _reads(sharded: ShardedGraph, ops: Sequence[LocalOp]) -> list[Term]:
-    """What a kernel fetches: each outside value once, of sliced ones only the slice."""
-    inside = {copy for local in ops for copy in local.results}
-    whole: set[int] = set()
-    terms = []
-    for local in ops:
-        for k, copy in enumerate(local.operands):
-            if copy in inside or copy in sharded.free or copy in whole:
-                continue
-            if k == 0 and local.op.kind in SLICES:
-                terms.append(sharded.copies[local.results[0]].bytes)
-            elif k == 0 and local.op.kind == "scatter":
-                terms.append(sharded.copies[local.operands[2]].bytes)
-            elif not (k == 0 and local.op.kind == "dynamic_update_slice"):
-                whole.add(copy)
-    return terms + [sharded.copies[copy].bytes for copy in whole]
-
-
-def _writes(sharded: ShardedGraph, ops: Sequence[LocalOp], needed: Sequence[int]) -> list[Term]:
-    """What a kernel stores: results that someone outside needs; updates in place store the update only."""
-    terms = []
-    for local in ops:
-        in_place = {"dynamic_update_slice": 1, "scatter": 2}.get(local.op.kind)
-        for copy in local.results:
-            if copy in needed:
-                updated = in_place is not None and local.operands[0] not in sharded.free
-                terms.append(sharded.copies[local.operands[in_place or 0] if updated else copy].bytes)
-    return terms
-
-
-def regions(sharded: ShardedGraph) -> list[tuple[tuple[LocalLoop, ...], Sequence[LocalNode], tuple[int, ...]]]:
-    """Every region: (enclosing loops, its nodes, the copies that live on after it)."""
-    found: list[tuple[tuple[LocalLoop, ...], Sequence[LocalNode], tuple[int, ...]]] = []
-
-    def visit(loops: tuple[LocalLoop, ...], nodes: Sequence[LocalNode], kept: tuple[int, ...]) -> None:
-        found.append((loops, nodes, kept))
-        for node in nodes:
-            if isinstance(node, LocalLoop):
-                visit((*loops, node), node.body, node.yields)
-
-    visit((), sharded.nodes, sharded.results)
-    return found
+def _regions(loops: tuple[LocalLoop, ...], nodes: Sequence[LocalNode], kept: tuple[int, ...]) -> Iterator[Region]:
+    yield loops, nodes, kept
+    for node in nodes:
+        if isinstance(node, LocalLoop):
+            yield from _regions((*loops, node), node.body, node.yields)

@@ -9,25 +9,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
 
-from perfmodel.fuse import Kernel, fuse
+from perfmodel.lifetime import Lifetimes, Lives
 from perfmodel.rows import Parts, Table
-from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
-from perfmodel.stage import StageMap
-from perfmodel.state import LOCAL
-from perfmodel.work import Amount, Evaluator, Growth, Late, Number, Term, amount, by_growth, plus, symbols_of
+from perfmodel.sharded import Copy, LocalLoop, LocalNode, ShardedGraph
+from perfmodel.stage import StageMap, stage_map
+from perfmodel.work import (
+    Amount,
+    Evaluator,
+    Exponents,
+    Floats,
+    Growth,
+    Late,
+    Number,
+    Term,
+    amount,
+    by_growth,
+    symbols_of,
+)
 
 ONLY, FIRST, LAST = "only", "first", "last"
 """Views of a pipeline: its single stage (pp = 1), its first stage, its last stage."""
-
-Births: TypeAlias = Mapping[int, Sequence[int]]
-"""Copies that get memory of their own, by position of the node that makes them."""
-
-LastUses: TypeAlias = Mapping[int, int]
-"""Position where each copy, or another name for its memory, is needed for the last time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +42,11 @@ class Peak:
     beyond: tuple[Amount, ...]
 
     @classmethod
-    def of(cls, points: Sequence[Amount]) -> Peak:
-        """Without the points that another exceeds in every monomial."""
-        points = _undominated(points)
-        held = set.intersection(*map(set, points)) if points else set()
-        common = {e: min(point[e] for point in points) for e in points[0] if e in held} if points else {}
-        rests = ({e: c - common.get(e, 0.0) for e, c in point.items()} for point in points)
-        return cls(common, tuple({e: c for e, c in rest.items() if c > 0.0} for rest in rests))
+    def of(cls, monomials: Sequence[Exponents], points: Floats) -> Peak:
+        """Of sums by their coefficients [sum, monomial], without those that another exceeds in every monomial."""
+        best = _undominated(points)
+        common = best.min(axis=0) if len(best) else np.zeros(len(monomials))
+        return cls(_amount(monomials, common), tuple(_amount(monomials, rest) for rest in best - common))
 
     def bytes(self, evaluate: Parts | Evaluator) -> Number:
         """The largest sum [B]."""
@@ -92,7 +94,7 @@ class MemoryPlan:
 
 def plan_memory(sharded: ShardedGraph) -> MemoryPlan:
     """Find what each stage holds, and when most of it is live."""
-    stages, lifetimes = StageMap(sharded), _Lifetimes(sharded)
+    stages, lifetimes = stage_map(sharded), Lifetimes(sharded)
     views = {view: _Liveness(sharded, lifetimes, stages, view) for view in (ONLY, FIRST, LAST)}
     return MemoryPlan(stages={view: liveness.residents() for view, liveness in views.items()})
 
@@ -142,165 +144,97 @@ def _stage_use(residents: Residents, evaluate: Parts, in_flight: Number) -> dict
     return {**kept, "gradients": gradients, "activations": saved * in_flight, "working set": live - waiting}
 
 
-class _Lifetimes:
-    """When copies get memory of their own and when it is needed for the last time; the same for every stage."""
-
-    def __init__(self, sharded: ShardedGraph) -> None:
-        self._sharded = sharded
-        self._known: dict[int, tuple[Births, LastUses]] = {}
-
-    def of(self, nodes: Sequence[LocalNode], parameters: Sequence[int], kept: Sequence[int]) -> tuple[Births, LastUses]:
-        """Births and last uses in a region of the sharded graph, worked out once."""
-        if id(nodes) not in self._known:
-            kernels = fuse(self._sharded, nodes, kept)
-            births = self._births(nodes, kernels, parameters, kept)
-            self._known[id(nodes)] = births, self._last_uses(nodes, kernels, kept)
-        return self._known[id(nodes)]
-
-    def _births(
-        self, nodes: Sequence[LocalNode], kernels: Sequence[Kernel], parameters: Sequence[int], kept: Sequence[int]
-    ) -> dict[int, list[int]]:
-        """Copies that get memory of their own at each node."""
-        updated = self._updated(parameters, kept)
-        births: dict[int, list[int]] = {}
-        maker = {copy: i for i, node in enumerate(nodes) for copy in node.results}
-        for kernel in kernels:
-            for copy in kernel.stored:
-                if copy not in updated and not self._alias(nodes[maker[copy]]):
-                    births.setdefault(maker[copy], []).append(copy)
-        for i, node in enumerate(nodes):
-            if isinstance(node, Reshard) and node.kind not in LOCAL and node.result not in updated:
-                births.setdefault(i, []).append(node.result)
-            elif isinstance(node, LocalLoop):
-                births.setdefault(i, []).extend(
-                    result
-                    for parameter, left, result in zip(node.parameters, node.yields, node.results, strict=True)
-                    if parameter != left
-                )
-        return births
-
-    def _last_uses(self, nodes: Sequence[LocalNode], kernels: Sequence[Kernel], kept: Sequence[int]) -> dict[int, int]:
-        """Position where each copy, or another name for its memory, is needed for the last time."""
-        maker = {copy: i for i, node in enumerate(nodes) for copy in node.results}
-        stored = {copy for kernel in kernels for copy in kernel.stored}
-        last = dict(maker)
-
-        def use(copy: int, i: int) -> None:
-            last[copy] = max(last.get(copy, i), i)
-            if copy in maker:
-                node = nodes[maker[copy]]
-                if self._alias(node) or (isinstance(node, LocalOp) and copy not in stored):  # a view
-                    for operand in node.operands[:1]:
-                        use(operand, i)
-
-        for kernel in kernels:
-            for copy in kernel.inputs:
-                use(copy, max(kernel.nodes))
-        for i, node in enumerate(nodes):
-            if not isinstance(node, LocalOp):
-                for copy in node.operands:
-                    use(copy, i)
-        for copy in kept:
-            use(copy, len(nodes))
-        return last
-
-    def _alias(self, node: LocalNode) -> bool:
-        """Whether a node's result takes the place of its first operand in memory."""
-        if isinstance(node, Reshard):
-            return node.kind in LOCAL
-        updates = isinstance(node, LocalOp) and node.op.kind == "dynamic_update_slice"
-        return updates and node.operands[0] not in self._sharded.free
-
-    def _updated(self, parameters: Sequence[int], kept: Sequence[int]) -> set[int]:
-        """Kept copies that take over the buffer of a parameter of the same form."""
-        graph = self._sharded.graph
-        copies = self._sharded.copies
-        if parameters is self._sharded.parameters:
-            buffers = {p.alias: c for p, c in zip(graph.parameters, parameters, strict=True) if p.alias is not None}
-        else:
-            buffers = dict(enumerate(parameters))
-        return {
-            copy
-            for k, copy in enumerate(kept)
-            if k in buffers and copies[buffers[k]].bytes == copies[copy].bytes and copy != buffers[k]
-        }
-
-
 class _Liveness:
-    def __init__(self, sharded: ShardedGraph, lifetimes: _Lifetimes, stages: StageMap, view: str) -> None:
+    """What one stage holds; live bytes are rows over monomials, which `columns` numbers."""
+
+    def __init__(self, sharded: ShardedGraph, lifetimes: Lifetimes, stages: StageMap, view: str) -> None:
         self.sharded = sharded
         self.lifetimes = lifetimes
         self.stages = stages
         self.view = view
+        self.columns = {e: k for k, e in enumerate({_held(copy).exponents: None for copy in sharded.copies})}
         self.gradients: list[Term] = []
         self.saved: list[Term] = []
-        self.repeated: list[Amount] = []
+        self.repeated: list[Floats] = []
 
     def residents(self) -> Residents:
         graph = self.sharded.graph
         kept: dict[str, list[Term]] = {"parameters": [], "optimizer": [], "inputs": []}
         for parameter, copy in zip(graph.parameters, self.sharded.parameters, strict=True):
             role = parameter.role if parameter.role in kept else "inputs"
-            kept[role].extend(self.held(copy))
-        once = self.region(self.sharded.nodes, self.sharded.parameters, self.sharded.results, {})
+            kept[role].extend(self.held([copy]))
+        nothing = np.zeros(len(self.columns))
+        once = self.region(self.sharded.nodes, self.sharded.parameters, self.sharded.results, nothing)
         return Residents(
             kept={role: amount(terms) for role, terms in kept.items()},
             gradients=amount(self.gradients),
             saved=amount(self.saved),
-            repeated=Peak.of(self.repeated),
-            once=Peak.of(once),
+            repeated=Peak.of(list(self.columns), np.concatenate([once[:0], *self.repeated])),
+            once=Peak.of(list(self.columns), once),
         )
 
-    def held(self, copy: int) -> list[Term]:
-        """Bytes of a copy if this stage holds it."""
+    def holds(self, copy: int) -> bool:
+        """Whether this stage holds a copy."""
         stages = self.stages.of_copy(copy)
-        mine = self.view == ONLY or not stages or self.view in stages
-        entry = self.sharded.copies[copy]
-        return [entry.held or entry.bytes] if mine else []
+        return self.view == ONLY or not stages or self.view in stages
+
+    def held(self, copies: Iterable[int]) -> list[Term]:
+        """Bytes of the copies that this stage holds."""
+        return [_held(self.sharded.copies[copy]) for copy in copies if self.holds(copy)]
 
     def region(
-        self, nodes: Sequence[LocalNode], parameters: Sequence[int], kept: Sequence[int], outside: Amount
-    ) -> list[Amount]:
-        """Live bytes at each node of a region, `outside` included; those of a microbatch go to `self.repeated`."""
-        births, last = self.lifetimes.of(nodes, parameters, kept)
-        self._note_saved(nodes, births, last)
-        points: list[Amount] = []
-        live: dict[int, Term] = {}
+        self, nodes: Sequence[LocalNode], parameters: Sequence[int], kept: Sequence[int], outside: Floats
+    ) -> Floats:
+        """Live bytes wherever they may be most in a region, `outside` included; those of a microbatch go to
+        `self.repeated`.
+        """
+        lives = self.lifetimes.of(nodes, parameters, kept)
+        self._note_saved(nodes, lives)
+        live = outside + self._live(lives, len(nodes))
+        points = [live[np.unique(lives.born)] if len(lives.born) else outside[np.newaxis]]
         for i, node in enumerate(nodes):
-            live.update({copy: term for copy in births.get(i, ()) for term in self.held(copy)})
-            here = plus(outside, amount(live.values()))
             if isinstance(node, LocalLoop):
-                inside = self.region(node.body, node.parameters, node.yields, here)
+                inside = self.region(node.body, node.parameters, node.yields, live[i])
                 if node.repeats:
-                    self.gradients.extend(t for c in births.get(i, ()) if c in node.results for t in self.held(c))
-                    self.repeated.extend(inside)
+                    self.gradients.extend(self.held(c for c in lives.copies if c in node.results))
+                    self.repeated.append(inside)
                 else:
-                    points.extend(inside)
-            points.append(here)
-            live = {copy: term for copy, term in live.items() if last.get(copy, -1) > i}
-        return points
+                    points.append(inside)
+        return _undominated(np.concatenate(points))
 
-    def _note_saved(self, nodes: Sequence[LocalNode], births: Births, last: LastUses) -> None:
+    def _live(self, lives: Lives, length: int) -> Floats:
+        """Bytes in memory while each node runs [node, monomial]."""
+        change = np.zeros((length + 2, len(self.columns)))
+        mine = np.array([self.holds(copy) for copy in lives.copies], dtype=np.bool_)
+        terms = self.held(lives.copies)
+        columns = np.array([self.columns[term.exponents] for term in terms], dtype=np.intp)
+        sizes = np.array([term.coefficient for term in terms])
+        np.add.at(change.reshape(-1), lives.born[mine] * len(self.columns) + columns, sizes)
+        np.add.at(change.reshape(-1), (lives.last[mine] + 1) * len(self.columns) + columns, -sizes)
+        return np.cumsum(change, axis=0)[:length]
+
+    def _note_saved(self, nodes: Sequence[LocalNode], lives: Lives) -> None:
         """Values that wait between the first and the last loop over layers, that is for the backward pass."""
         loops = [i for i, node in enumerate(nodes) if isinstance(node, LocalLoop) and node.axes]
-        if len(loops) < 2:
-            return
-        for i, copies in births.items():
-            if i <= loops[0]:
-                for copy in copies:
-                    if last.get(copy, -1) >= loops[-1]:
-                        self.saved.extend(self.held(copy))
+        if len(loops) > 1:
+            waiting = (lives.born <= loops[0]) & (lives.last >= loops[-1])
+            self.saved.extend(self.held(lives.copies[k] for k in np.flatnonzero(waiting)))
 
 
-def _undominated(points: Sequence[Amount]) -> tuple[Amount, ...]:
-    """Points that no other point exceeds in every monomial; only these can be the peak."""
-    columns = {e: i for i, e in enumerate(dict.fromkeys(e for point in points for e in point))}
-    rows = np.zeros((len(points), len(columns)))
-    for i, point in enumerate(points):
-        for exponents, coefficient in point.items():
-            rows[i, columns[exponents]] = coefficient
-    best: list[int] = []
-    for i in np.argsort(-rows.sum(axis=1), kind="stable"):
-        if not any((rows[i] <= rows[j]).all() for j in best):
-            best.append(int(i))
-    return tuple(points[i] for i in best)
+def _held(copy: Copy) -> Term:
+    """Bytes of a copy that memory holds."""
+    return copy.held or copy.bytes
+
+
+def _amount(monomials: Sequence[Exponents], coefficients: Floats) -> Amount:
+    return {e: c for e, c in zip(monomials, coefficients.tolist(), strict=True) if c > 0.0}
+
+
+def _undominated(points: Floats) -> Floats:
+    """Points [point, monomial] that no other point exceeds in every monomial; only these can be the peak."""
+    left = np.argsort(-points.sum(axis=1), kind="stable")
+    best = []
+    while len(left):
+        best.append(left[0])
+        left = left[(points[left] > points[left[0]]).any(axis=1)]
+    return points[best]

@@ -19,7 +19,9 @@ from perfmodel.work import Amount, Evaluator, Floats, Growth, Number, by_growth
 Codes: TypeAlias = NDArray[np.intp]
 
 DIRECT = 2**20
-"""Whole numbers below are counted in an array of that size at most; others are sorted."""
+"""Whole numbers below are counted in an array of that size at most; others are sorted, which takes no more memory than
+there are rows.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,9 @@ class Table:
         inner, outer = self._numbering(others), self._numbering((last,))
         if len(outer.row_of) == 1:
             return inner
-        return _count(inner.of_row * len(outer.row_of) + outer.of_row, len(inner.row_of) * len(outer.row_of))
+        codes = inner.of_row * len(outer.row_of) + outer.of_row
+        pairs = len(inner.row_of) * len(outer.row_of)
+        return _count(codes, pairs) if pairs <= DIRECT else _sort(codes)
 
 
 class Parts:
@@ -117,6 +121,11 @@ def number(column: Floats) -> Numbering:
         whole = column.astype(np.intp)
         if np.array_equal(whole, column):
             return _count(whole, int(column.max()) + 1)
+    return _sort(column)
+
+
+def _sort(column: Floats | Codes) -> Numbering:
+    """Number distinct values of any size."""
     _, rows, kinds = np.unique(column, return_index=True, return_inverse=True)
     return Numbering(kinds, rows)
 

@@ -9,9 +9,11 @@ optimizer's state, the targets).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 from perfmodel.sharded import LocalLoop, LocalNode, ShardedGraph
+from perfmodel.work import Identity
 
 Stages: TypeAlias = frozenset[str]
 EVERY: Stages = frozenset()
@@ -20,10 +22,13 @@ LAST: Stages = frozenset({"last"})
 
 
 class StageMap:
-    """Stages of every node (`of_node`) and of every copy (`of_copy`); the empty set means every stage."""
+    """Stages of every node (`of_node`) and of every copy (`of_copy`); the empty set means every stage, as for copies
+    stacked over the layers of all.
+    """
 
     def __init__(self, sharded: ShardedGraph) -> None:
         self._sharded = sharded
+        self._stacked = {i for i, entry in enumerate(sharded.copies) if "pp" in entry.state.axes}
         self._nodes: dict[int, Stages] = {}
         self._values: dict[int, Stages] = {}
         self._visit(sharded.nodes, EVERY, pipelined=False)
@@ -34,8 +39,7 @@ class StageMap:
 
     def of_copy(self, copy: int) -> Stages:
         """Stages that hold a copy."""
-        entry = self._sharded.copies[copy]
-        return EVERY if "pp" in entry.state.axes else self._values.get(entry.value, EVERY)
+        return EVERY if copy in self._stacked else self._values.get(self._value(copy), EVERY)
 
     def of_kernel(self, nodes: Sequence[LocalNode]) -> Stages:
         """Stages that run ops fused into one kernel."""
@@ -77,7 +81,7 @@ class StageMap:
 
     def _spans(self, node: LocalNode) -> bool:
         """Whether a node handles values that are stacked over the layers of all stages."""
-        return any("pp" in self._sharded.copies[copy].state.axes for copy in (*node.operands, *node.results))
+        return not self._stacked.isdisjoint((*node.operands, *node.results))
 
     def _place_by_use(self, nodes: Sequence[LocalNode], loops: Sequence[int]) -> None:
         """Move ops that nothing else places to the stages that read their results."""
@@ -116,6 +120,16 @@ class StageMap:
                 for values in (placed, self._values):
                     self._mark(values, operand, reached)
                     self._mark(values, result, reached)
+
+
+def stage_map(sharded: ShardedGraph) -> StageMap:
+    """The stages of a sharded graph, worked out once for all who ask for them in turn."""
+    return _stage_map(Identity(sharded))
+
+
+@lru_cache(maxsize=1)
+def _stage_map(key: Identity[ShardedGraph]) -> StageMap:
+    return StageMap(key.it)
 
 
 def together(stages: Iterable[Stages]) -> Stages:

@@ -14,8 +14,9 @@ import pytest
 from jax import lax
 from programs import B, D, F, L, M, mlp_graph, spec
 
-from perfmodel.fuse import Kernel, fuse, regions
+from perfmodel.fuse import fuse, regions
 from perfmodel.graph import Graph
+from perfmodel.kernel import Kernel
 from perfmodel.layout import assignment
 from perfmodel.models import load_program
 from perfmodel.shard import shard

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,33 @@ def test_few_rows_are_worked_out_where_many_are_alike() -> None:
 def test_rows_that_are_not_alike_are_left_as_they_are() -> None:
     table = {symbol: np.arange(1.0, 10.0) for symbol in SYMBOLS}
     assert Table(table).kinds(("cp",)).sizes["cp"] is table["cp"]
+
+
+def test_many_kinds_take_no_more_memory_than_many_rows() -> None:
+    """Of n values in each of two columns n rows are pairs, of n * n that there might be."""
+    rng = np.random.default_rng(0)
+    rows, values = 20_000, 9_000
+    table = sizes(rows) | {name: 1.0 + rng.integers(0, values, rows) for name in ("fsdp", "mb")}
+    tracemalloc.start()
+    kinds = Table(table).kinds(("fsdp", "mb"))
+    term = Term(7.0).times(("fsdp", "mb"))
+    found = kinds.spread(kinds.evaluate.term(term))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found, Evaluator(table).term(term))
+    assert peak < values * values
+
+
+@pytest.mark.parametrize("values", [100, 3000])
+def test_rows_are_told_apart_by_two_columns_however_many_values_each_has(values: int) -> None:
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(1, values, (values, 2)).astype(float)
+    drawn = pairs[rng.integers(0, values, 10 * values)]
+    table = sizes(len(drawn)) | {"fsdp": drawn[:, 0], "mb": drawn[:, 1]}
+    kinds = Table(table).kinds(("fsdp", "mb"))
+    assert len(kinds.sizes["fsdp"]) == len(np.unique(drawn, axis=0))  # type: ignore[arg-type]
+    term = Term(7.0).times(("fsdp",), 2).times(("mb",), -1)
+    assert np.array_equal(kinds.spread(kinds.evaluate.term(term)), Evaluator(table).term(term))
 
 
 def open_grid() -> dict[str, Any]:

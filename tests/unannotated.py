@@ -50,22 +50,22 @@ def step(params: Any, momentum: Any, tokens: Any, targets: Any) -> Any:
     return params, momentum, loss
 
 
-def decoder_parameters(*, scanned: bool, dtype: Any) -> Any:
+def decoder_parameters(*, scanned: bool, dtype: Any, vocab: int) -> Any:
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys("qkvo", (EMBED, EMBED))
     shapes |= {"up": (EMBED, MLP), "down": (MLP, EMBED), "norm1": (EMBED,), "norm2": (EMBED,)}
     stacked = (LAYERS,) if scanned else ()
     layers: Any = {name: spec(*stacked, *shape, dtype=dtype) for name, shape in shapes.items()}
     return {
-        "embedding": spec(VOCAB, EMBED, dtype=dtype),
-        "head": spec(EMBED, VOCAB, dtype=dtype),
+        "embedding": spec(vocab, EMBED, dtype=dtype),
+        "head": spec(EMBED, vocab, dtype=dtype),
         "layers": layers if scanned else [layers] * LAYERS,
     }
 
 
-def decoder(*, scanned: bool = True) -> Program:
+def decoder(*, scanned: bool = True, vocab: int = VOCAB) -> Program:
     """A plain decoder: no axis name anywhere."""
-    params = decoder_parameters(scanned=scanned, dtype=jnp.bfloat16)
-    momentum = decoder_parameters(scanned=scanned, dtype=jnp.float32)
+    params = decoder_parameters(scanned=scanned, dtype=jnp.bfloat16, vocab=vocab)
+    momentum = decoder_parameters(scanned=scanned, dtype=jnp.float32, vocab=vocab)
     tokens = spec(BATCH, SEQ, dtype=jnp.int32)
     return Program(
         name="decoder",
@@ -109,12 +109,60 @@ def mlp() -> Program:
     )
 
 
-def constrained() -> Program:
+COLOURS, WINDOW, CHANNELS, CLASSES = 3, 3, (64, 128), 256
+
+
+def convnet() -> Program:
+    """Convolutions with residual blocks, from pictures to classes."""
+    narrow, wide = CHANNELS
+    shapes = {
+        "stem": (WINDOW, WINDOW, COLOURS, narrow),
+        "conv1": (WINDOW, WINDOW, narrow, narrow),
+        "conv2": (WINDOW, WINDOW, narrow, narrow),
+        "depthwise": (WINDOW, WINDOW, 1, narrow),
+        "conv3": (WINDOW, WINDOW, narrow, wide),
+        "head": (wide, CLASSES),
+    }
+    weights = {name: spec(*shape) for name, shape in shapes.items()}
+
+    def convolve(x: Any, kernel: Any, groups: int = 1) -> Any:
+        dims = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dims, feature_group_count=groups)
+
+    def convnet_step(w: Any, pictures: Any, y: Any) -> Any:
+        def loss(w: Any) -> Any:
+            x = jax.nn.relu(convolve(pictures, w["stem"]))
+            inner = convolve(jax.nn.relu(convolve(x, w["conv1"])), w["depthwise"], narrow)
+            x = x + convolve(inner, w["conv2"])
+            x = jax.nn.relu(convolve(x, w["conv3"]))
+            return jnp.mean((jnp.mean(x, (1, 2)) @ w["head"] - y) ** 2)
+
+        value, gradients = jax.value_and_grad(loss)(w)
+        return jax.tree.map(lambda p, g: p - g, w, gradients), value
+
+    return Program(
+        name="convnet",
+        fn=convnet_step,
+        arguments=(
+            Argument(name="w", role="parameters", tree=weights, axes=jax.tree.map(lambda _: None, weights)),
+            Argument(name="pictures", role="batch", tree=spec(8, 16, 16, COLOURS), axes=None),
+            Argument(name="y", role="batch", tree=spec(8, CLASSES), axes=None),
+        ),
+        donated=("w",),
+    )
+
+
+def constrained(axes: tuple[str, ...] = ("data",)) -> Program:
     """A constraint over a mesh whose axes have names of their own."""
-    sharding = jax.NamedSharding(jax.sharding.AbstractMesh((2,), ("data",)), jax.P("data"))
+    sharding = jax.NamedSharding(jax.sharding.AbstractMesh((2,) * len(axes), axes), jax.P(axes))
 
     def double(x: Any) -> Any:
         return jax.lax.with_sharding_constraint(jnp.sin(x), sharding) * 2
 
     argument = Argument(name="x", role="batch", tree=spec(BATCH, SEQ), axes=("batch", None))
     return Program(name="constrained", fn=double, arguments=(argument,))
+
+
+def twice() -> Program:
+    """A constraint over a mesh, one of whose axes is called as a layout's."""
+    return constrained(("data", "tp"))

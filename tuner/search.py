@@ -65,13 +65,7 @@ def search(
     with deferred_interrupt() as interrupt:
         run.stop = lambda: interrupt.requested
         run.price()
-        try:
-            if sampler == EXHAUSTIVE:
-                run.record()
-            else:
-                run.sample(sampler, seed, trials)
-        except StudyError as error:
-            run.error = error
+        run.choose(sampler, seed, trials)
     return run.result(top, time.perf_counter() - started)
 
 
@@ -114,6 +108,16 @@ class _Run:
         """Whether to end here, because somebody wants it."""
         self.interrupted = self.interrupted or self.stop()
         return self.interrupted
+
+    def choose(self, sampler: str, seed: int, trials: int) -> None:
+        """Take the best of all, or let a sampler try some; a study that fails now is given up."""
+        try:
+            if sampler == EXHAUSTIVE:
+                self.record()
+            else:
+                self.sample(sampler, seed, trials)
+        except StudyError as error:
+            self.error = error
 
     def record(self) -> None:
         """Write the best layouts down, but for those that the study holds from an earlier run."""

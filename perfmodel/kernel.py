@@ -1,0 +1,115 @@
+"""What one kernel launch executes, and what it still reads from and writes to memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from perfmodel.graph import Op, Work
+from perfmodel.sharded import LocalOp, ShardedGraph
+from perfmodel.work import Amount, Term, amount, resized
+
+SLICES = ("dynamic_slice", "gather")
+"""Ops that fetch only some of their first operand."""
+
+VIEWS = ("dynamic_slice", "reshape", "transpose", "bitcast_convert")
+"""Ops that by themselves only rename memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """Work of one kernel launch on each rank.
+
+    flops:  FLOPs that the hardware executes, by (engine, element type) [FLOP]
+    bytes:  traffic across the kernel's boundary [B]
+    nodes:  positions of its ops in the region it belongs to, those repeated from other kernels left out
+    inputs: copies from outside that it works on
+    stored: copies that it writes to memory of their own (not those that alias a view or an updated buffer)
+    """
+
+    flops: Mapping[tuple[str, str], Amount]
+    bytes: Amount
+    phase: str
+    label: str
+    source: str
+    nodes: tuple[int, ...]
+    inputs: tuple[int, ...] = ()
+    stored: tuple[int, ...] = ()
+
+
+def kernel_of(
+    sharded: ShardedGraph, ops: Sequence[LocalOp], own: Mapping[int, LocalOp], needed: Sequence[int]
+) -> Kernel:
+    """The kernel that runs `ops`: its `own` by position in the region, the others repeated from other kernels. The
+    results `needed` are read elsewhere.
+    """
+    flops: dict[tuple[str, str], list[Term]] = {}
+    for local in ops:
+        for engine, dtype, term in _executed(sharded, local):
+            flops.setdefault((engine, dtype), []).append(term)
+    main = max(own.values(), key=lambda local: sum(work.flops for work in local.op.work))
+    inside = {copy for local in ops for copy in local.results}
+    inputs = {copy: None for local in ops for copy in local.operands if copy not in inside}
+    view = all(_is_view(local.op) for local in ops)
+    return Kernel(
+        flops={key: amount(terms) for key, terms in flops.items()},
+        bytes={} if view else amount([*_reads(sharded, ops), *_writes(sharded, ops, needed)]),
+        phase=main.op.phase,
+        label=main.op.kind,
+        source=main.op.source,
+        nodes=tuple(sorted(own)),
+        inputs=tuple(inputs),
+        stored=() if view else tuple(needed),
+    )
+
+
+def _is_view(op: Op) -> bool:
+    """Whether an op by itself only renames memory: the consumer reads the original in place."""
+    return op.kind in VIEWS and (op.kind != "dynamic_slice" or bool(op.stepped))
+
+
+def _executed(sharded: ShardedGraph, local: LocalOp) -> list[tuple[str, str, Term]]:
+    """(engine, element type, FLOPs that one rank executes) of an op."""
+    found = []
+    for work in local.op.work:
+        term = Term(work.flops * work.share)
+        for i in work.over:
+            factor = sharded.graph.factors[local.op.local[i]]
+            term = resized(term.times(local.axes[i], -1), factor.name, factor.named_size)
+        found.append((_engine(local.op, work), work.dtype, term))
+    return found
+
+
+def _engine(op: Op, work: Work) -> str:
+    """The matrix engine reaches another share of its peak inside attention kernels: the softmax stands in its way."""
+    return "attention" if work.engine == "tensor" and op.kind.startswith("perfmodel.attention") else work.engine
+
+
+def _reads(sharded: ShardedGraph, ops: Sequence[LocalOp]) -> list[Term]:
+    """What a kernel fetches: each outside value once, of sliced ones only the slice."""
+    inside = {copy for local in ops for copy in local.results}
+    whole: set[int] = set()
+    terms = []
+    for local in ops:
+        for k, copy in enumerate(local.operands):
+            if copy in inside or copy in sharded.free or copy in whole:
+                continue
+            if k == 0 and local.op.kind in SLICES:
+                terms.append(sharded.copies[local.results[0]].bytes)
+            elif k == 0 and local.op.kind == "scatter":
+                terms.append(sharded.copies[local.operands[2]].bytes)
+            elif not (k == 0 and local.op.kind == "dynamic_update_slice"):
+                whole.add(copy)
+    return terms + [sharded.copies[copy].bytes for copy in whole]
+
+
+def _writes(sharded: ShardedGraph, ops: Sequence[LocalOp], needed: Sequence[int]) -> list[Term]:
+    """What a kernel stores: results that someone outside needs; updates in place store the update only."""
+    terms = []
+    for local in ops:
+        in_place = {"dynamic_update_slice": 1, "scatter": 2}.get(local.op.kind)
+        for copy in local.results:
+            if copy in needed:
+                updated = in_place is not None and local.operands[0] not in sharded.free
+                terms.append(sharded.copies[local.operands[in_place or 0] if updated else copy].bytes)
+    return terms
