@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         TraceError,
     )
     from perfmodel.estimate import Estimate
-    from perfmodel.graph import Graph, load_graph
+    from perfmodel.graph import Graph
+    from perfmodel.graph_file import load_graph
     from perfmodel.layout import Layout
     from perfmodel.machine import Machine, check_chips, load_machine
     from perfmodel.models import load_program
@@ -52,7 +53,7 @@ _HOMES = {
     "TraceError": "errors",
     "Verification": "verify",
     "check_chips": "machine",
-    "load_graph": "graph",
+    "load_graph": "graph_file",
     "load_machine": "machine",
     "load_program": "models",
     "named": "trace",

@@ -40,6 +40,7 @@ LABELS = {
     "context": "context-parallel collectives",
     "expert": "expert-parallel collectives",
     "fsdp": "FSDP collectives",
+    "batch": "collectives across the batch",
     "pipeline": "pipeline sends",
     "data": "gradient reduction",
     "bubble": "pipeline bubble",
@@ -53,7 +54,7 @@ class Estimate:
 
     step_time_s, lower_s, upper_s: expected seconds, with perfect overlap, with none [s]
     mfu:                   model FLOPs over quoted peak [1]
-    tokens_per_s:          of the whole job [1/s]
+    tokens_per_s:          of the whole job [1/s]; `counted` says whether these are tokens or samples
     memory_bytes:          on the fullest rank, against memory_capacity_bytes of a rank [B]
     fits:                  whether the layout breaks no rule; `violations` says which it breaks, `reasons` why (only of
                            a scalar estimate: take one with `at`)
@@ -83,6 +84,7 @@ class Estimate:
     usd_per_million_tokens: Number
     assumptions: tuple[str, ...]
     sources: tuple[str, ...]
+    counted: str = "tokens"
 
     @property
     def shape(self) -> tuple[int, ...]:

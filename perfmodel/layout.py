@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
@@ -12,12 +12,15 @@ import numpy as np
 
 from perfmodel.errors import LayoutError
 from perfmodel.graph import Graph
-from perfmodel.work import MESH, PER_RANK, TP, Floats, Number
+from perfmodel.work import MESH, MICROBATCH, PER_RANK, TP, Floats, Number
 
 AXES = ("tp", "cp", "ep", "fsdp", "dp", "pp")
 """Mesh axes, innermost on the fabric first: the axis that communicates most sits on the nearest ranks."""
 
 RECOMPUTE = ("none", "selective", "full")
+WHOLE = "whole"
+"""Axis name of a dim that no layout shards, though what is proposed for a program may want it."""
+
 NOT_YET = {"vpp": "interleaved pipeline schedules"}
 
 Rules: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
@@ -102,6 +105,27 @@ class Layout:
         zero = self.zero if self.fsdp * self.ep > 1 else 0
         return replace(self, zero=zero, sp=bool(self.sp and self.tp > 1), ring=bool(self.ring and self.cp > 1))
 
+    def suited(self, graph: Graph, given: Collection[str]) -> Layout:
+        """The same layout with what a graph leaves no choice about, but for the keys that are `given`: the recompute
+        policy that it was traced with, and without a loop over microbatches the one that is the global batch; scalar
+        layouts only. Raises LayoutError where another policy is given.
+        """
+        if "recompute" in given and self.recompute != graph.recompute:
+            raise LayoutError(
+                f"layout: got recompute={self.recompute}, expected {graph.recompute}, the only policy that "
+                f"{graph.name} has: leave recompute out"
+            )
+        choices: dict[str, Any] = {"recompute": graph.recompute}
+        if "mb" not in given and MICROBATCH not in graph.named() and (mb := self.whole_batch):
+            choices["mb"] = mb
+        return replace(self, **choices)
+
+    @property
+    def whole_batch(self) -> int:
+        """Sequences of a microbatch that is the whole batch; 0 where ranks cannot share it evenly."""
+        share, rest = divmod(int(self.global_batch), int(self.data))
+        return 0 if rest else share
+
     @property
     def data(self) -> Number:
         """Number of ranks that the batch is spread over."""
@@ -179,6 +203,13 @@ def assignment(*, zero: int, sp: bool, ring: bool = False) -> Assignment:
         ("seq", ("cp", *TP) if sp else ("cp",)),
     )
     return Assignment(compute=compute, stored={r: sharded if zero >= s else () for r, s in stages.items()}, ring=ring)
+
+
+def axis_names() -> tuple[str, ...]:
+    """Axis names that mean something to layouts."""
+    full = assignment(zero=3, sp=True)
+    rules = (*full.compute, *(rule for kept in full.stored.values() for rule in kept))
+    return tuple(dict.fromkeys((MICROBATCH, *(name for name, _ in rules), WHOLE)))
 
 
 def _pairs(notation: str) -> dict[str, str]:

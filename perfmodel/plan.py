@@ -5,13 +5,14 @@ Structure is looked at once (fusion, stages, monomials); `perfmodel.price` turns
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from perfmodel.fuse import Kernel, fuse, regions
+from perfmodel.fuse import kernels, regions
 from perfmodel.graph import Graph, Op
+from perfmodel.kernel import Kernel
 from perfmodel.sharded import LocalLoop, LocalNode, Reshard, ShardedGraph
-from perfmodel.stage import EVERY, StageMap, Stages
+from perfmodel.stage import EVERY, StageMap, Stages, stage_map
 from perfmodel.state import LOCAL
 from perfmodel.work import MESH, TP, Amount, Term, amount, plus, resized
 
@@ -54,12 +55,12 @@ class Plan:
 
 def analyse(sharded: ShardedGraph) -> Plan:
     """Fuse, place on stages and count a sharded graph."""
-    stages = StageMap(sharded)
+    stages = stage_map(sharded)
     clock = _Clock(sharded)
     computes: list[Compute] = []
     traffics: list[Traffic] = []
-    for loops, nodes, kept in regions(sharded):
-        for kernel in fuse(sharded, nodes, kept):
+    for loops, nodes, _ in regions(sharded):
+        for kernel in kernels(sharded, nodes):
             where = stages.of_kernel([nodes[i] for i in kernel.nodes])
             computes.append(_compute(kernel, clock.when(loops, kernel.phase), where))
         for node in nodes:
@@ -157,10 +158,16 @@ def _collective(sharded: ShardedGraph, node: Reshard, when: _When, stages: Stage
 
 
 def klass_of(axes: Sequence[str], repeated: bool) -> str:
-    """What a collective may overlap with: once per step, the reduction of gradients and gathering of weights."""
+    """What a collective may overlap with: once per step, the reduction of gradients and gathering of weights.
+
+    Weights are never spread over dp, so what goes over it in every microbatch is of the batch itself: sums over all
+    sequences, rows that change ranks.
+    """
     if not repeated:
         return "data"
-    if "fsdp" in axes or "dp" in axes:
+    if "dp" in axes:
+        return "batch"
+    if "fsdp" in axes:
         return "fsdp"
     if "ep" in axes:
         return "expert"
@@ -219,19 +226,22 @@ def _merge_traffics(traffics: Sequence[Traffic]) -> tuple[Traffic, ...]:
 
 def _model_flops(sharded: ShardedGraph) -> Amount:
     """FLOPs of the whole step over all ranks that MFU counts, with batch sizes as symbols."""
-    graph = sharded.graph
-    training = _is_training(graph)
-    terms = []
+    training = _is_training(sharded.graph)
+    return amount(
+        term
+        for times, op in _ops(sharded.nodes, Term(3.0 if training else 1.0))
+        if op.phase == "forward" or not training
+        for term in _global_flops(sharded, op, times)
+    )
 
-    def visit(nodes: Sequence[LocalNode], times: Term) -> None:
-        for node in nodes:
-            if isinstance(node, LocalLoop):
-                visit(node.body, times * node.trips.times(node.axes))
-            elif not isinstance(node, Reshard) and (node.op.phase == "forward" or not training):
-                terms.extend(_global_flops(sharded, node.op, times))
 
-    visit(sharded.nodes, Term(3.0 if training else 1.0))
-    return amount(terms)
+def _ops(nodes: Sequence[LocalNode], times: Term) -> Iterator[tuple[Term, Op]]:
+    """Every op and how often all ranks together run it."""
+    for node in nodes:
+        if isinstance(node, LocalLoop):
+            yield from _ops(node.body, times * node.trips.times(node.axes))
+        elif not isinstance(node, Reshard):
+            yield times, node.op
 
 
 def _global_flops(sharded: ShardedGraph, op: Op, times: Term) -> list[Term]:

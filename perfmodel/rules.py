@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from itertools import chain
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,16 +17,22 @@ from perfmodel.machine import Machine
 from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, ShardedGraph
 from perfmodel.topology import unsupported_group
 from perfmodel.units import GIB
-from perfmodel.work import RESIZABLE, TP, Number
+from perfmodel.work import MICROBATCH, RESIZABLE, TP, Identity, Number
 
 OUT_OF_MEMORY = "out of memory"
+ONE_MICROBATCH = "no dim named microbatch, so dp*fsdp*ep*mb must be the global batch"
 PADDED = ("vocab",)
 """Axis names whose dims are padded until they divide, as trainers pad the vocabulary."""
+
+Masks: TypeAlias = Iterator[tuple[str, Any]]
+"""Names of rules, each with a mask of the layouts that break it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint:
-    """A factor of `size` (axis name `name`) must be divisible by the product of `axes`."""
+    """A factor of `size` must be divisible by the product of `axes`; `name` is its axis name, or else where it comes
+    from.
+    """
 
     name: str
     size: int
@@ -39,9 +47,8 @@ def constraints(sharded: ShardedGraph) -> tuple[Constraint, ...]:
     def need(factor: int, axes: Sequence[str]) -> None:
         entry = factors[factor]
         if axes and not entry.bound and entry.name not in (*RESIZABLE, *PADDED):
-            found[Constraint(name=entry.name or f"index of size {entry.size}", size=entry.size, axes=tuple(axes))] = (
-                None
-            )
+            name = entry.name or entry.origin or "index of size"
+            found[Constraint(name=name, size=entry.size, axes=tuple(axes))] = None
 
     def visit(nodes: Sequence[LocalNode]) -> None:
         for node in nodes:
@@ -69,43 +76,85 @@ def violations(
     machine: Machine,
 ) -> dict[str, Any]:
     """Masks by rule, True where a layout breaks it; `rules` are the `constraints` of the sharded graph."""
+    misfit = misfits(graph, rules, layout, sizes)
+    return {**misfit, **dict(_wrong_groups(layout, machine)), OUT_OF_MEMORY: np.asarray(memory) > machine.memory_bytes}
+
+
+def misfits(graph: Graph, rules: Sequence[Constraint], layout: Layout, sizes: Mapping[str, Number]) -> dict[str, Any]:
+    """The `violations` of those rules that hold on any machine."""
     broken: dict[str, Any] = {}
+    for name, mask in chain(
+        _undivided(rules, sizes),
+        _unshared_heads(graph, sizes),
+        _wrong_batch(graph, layout, sizes),
+        _wrong_mesh(graph, layout),
+        _idle_axes(graph, layout),
+    ):
+        broken[name] = np.logical_or(broken[name], mask) if name in broken else mask
+    return broken
+
+
+def _undivided(rules: Sequence[Constraint], sizes: Mapping[str, Number]) -> Masks:
+    """Index ranges that the ranks along their axes cannot share evenly."""
     for rule in rules:
-        product: Number = 1.0
-        for axis in rule.axes:
-            product = product * sizes[axis]
         axes = "*".join(dict.fromkeys("tp" if axis in TP else axis for axis in rule.axes))
-        name = f"{rule.name} {rule.size} not divisible by {axes}"
-        broken[name] = np.logical_or(broken.get(name, False), _uneven(rule.size, product))
-    names = graph.named()
-    if "kv_heads" in names:
+        parts = math.prod(sizes[axis] for axis in rule.axes)
+        yield f"{rule.name} {rule.size} not divisible by {axes}", _uneven(rule.size, parts)
+
+
+def _unshared_heads(graph: Graph, sizes: Mapping[str, Number]) -> Masks:
+    """More ranks than key/value heads must share the queries of each head."""
+    if "kv_heads" in graph.named():
         queries, keys = graph.size("q_per_kv"), graph.size("kv_heads")
         name = f"q_per_kv {queries} not divisible by tp" if queries > 1 else f"kv_heads {keys} not divisible by tp"
-        broken[name] = np.logical_or(broken.get(name, False), _uneven(queries, sizes[TP[1]]))
-    microbatches = np.asarray(sizes["microbatch"])
-    broken["global batch not divisible by dp*fsdp*ep*mb"] = _fractional(microbatches)
-    if "microbatch" not in names:
-        broken["no dim named microbatch, so dp*fsdp*ep*mb must be the global batch"] = microbatches > 1.0
+        yield name, _uneven(queries, sizes[TP[1]])
+
+
+def _wrong_batch(graph: Graph, layout: Layout, sizes: Mapping[str, Number]) -> Masks:
+    """Batches that are no whole number of microbatches, or that no dim of the program can be resized for."""
+    names = graph.named()
+    microbatches = np.asarray(sizes[MICROBATCH])
+    yield "global batch not divisible by dp*fsdp*ep*mb", _fractional(microbatches)
+    if MICROBATCH not in names:
+        yield ONE_MICROBATCH, microbatches > 1.0
     if "batch" not in names:
-        broken["no dim named batch to split over dp*fsdp*ep*mb"] = np.asarray(layout.data * layout.mb) > 1.0
-    bound = {factor.bound: factor.size for factor in graph.factors if factor.bound}
-    for spread, size in bound.items():
-        found = np.asarray(math.prod(getattr(layout, axis) for axis in spread))
-        broken[f"{'*'.join(spread)} not {size}, for which the program's shard_map is written"] = found != size
-    spread_names = [(name, axes) for name, axes in layout.assignment.compute if name not in RESIZABLE]
-    for axis, parts in {"tp": TP, "cp": ("cp",), "ep": ("ep",), "pp": ("pp",)}.items():
-        if any(axis in spread for spread in bound):
-            continue
-        wanted = [name for name, axes in spread_names if set(parts) & set(axes)]
-        if not names.keys() & wanted:
-            broken[f"no dim named {' or '.join(wanted)} to split over {axis}"] = np.asarray(getattr(layout, axis)) > 1.0
-    broken["ranks do not fill whole chips"] = _fractional(np.asarray(layout.ranks) / machine.ranks_per_chip)
-    for axis in machine.group_sizes:
-        broken[f"group of {axis} not supported by {machine.name}"] = unsupported_group(
-            axis, getattr(layout, axis, 1), machine
+        yield (
+            "no dim of more than 1 named batch to split over dp*fsdp*ep*mb",
+            np.asarray(layout.data * layout.mb) > 1.0,
         )
-    broken[OUT_OF_MEMORY] = np.asarray(memory) > machine.memory_bytes
-    return broken
+
+
+def _wrong_mesh(graph: Graph, layout: Layout) -> Masks:
+    """Other sizes than those of a mesh over which the program itself spreads its ranges."""
+    for axes, size in {factor.bound: factor.size for factor in graph.factors if factor.bound}.items():
+        found = np.asarray(math.prod(getattr(layout, axis) for axis in axes))
+        yield f"{'*'.join(axes)} not {size}, for which the program's shard_map is written", found != size
+
+
+def _idle_axes(graph: Graph, layout: Layout) -> Masks:
+    """Axes whose ranks would all do the same: no dim has a name that goes on them, nor does the program use them."""
+    names, own = graph.named(), _own_axes(Identity(graph))
+    spread = [(name, axes) for name, axes in layout.assignment.compute if name not in RESIZABLE]
+    for axis, parts in {"tp": TP, "cp": ("cp",), "ep": ("ep",), "pp": ("pp",)}.items():
+        wanted = [name for name, axes in spread if set(parts) & set(axes)]
+        if axis not in own and not names.keys() & wanted:
+            yield f"no dim named {' or '.join(wanted)} to split over {axis}", np.asarray(getattr(layout, axis)) > 1.0
+
+
+@lru_cache(maxsize=64)
+def _own_axes(graph: Identity[Graph]) -> frozenset[str]:
+    """Axes that the program itself spreads values over: manual ones, and those of its sharding constraints."""
+    bound = (axis for factor in graph.it.factors for axis in factor.bound)
+    pinned = (axis for _, op in graph.it.walk() for _, axes in op.pinned for axis in axes)
+    return frozenset((*bound, *pinned))
+
+
+def _wrong_groups(layout: Layout, machine: Machine) -> Masks:
+    """Ranks and groups of them that the machine does not have."""
+    yield "ranks do not fill whole chips", _fractional(np.asarray(layout.ranks) / machine.ranks_per_chip)
+    for axis in machine.group_sizes:
+        mask = unsupported_group(axis, getattr(layout, axis, 1), machine)
+        yield f"group of {axis} not supported by {machine.name}", mask
 
 
 def _uneven(size: float, parts: Number) -> Any:

@@ -23,7 +23,7 @@ from perfmodel.machine import Machine
 from perfmodel.price import Costs, Place
 from perfmodel.work import MICROBATCH, Late, Number
 
-CLASSES = ("tensor", "context", "expert", "fsdp", "pipeline")
+CLASSES = ("tensor", "context", "expert", "fsdp", "batch", "pipeline")
 PHASES = ("forward", "recompute", "backward", "update")
 DATA = "data"
 PARTS = (*PHASES, *CLASSES, DATA, "bubble", "overhead")

@@ -156,6 +156,7 @@ class Overlap(Strict):
     context: Number[Share]
     expert: Number[Share] | None = None
     fsdp: Number[Share]
+    batch: Number[Share] | None = None
     pipeline: Number[Share]
     data: Number[Share]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unannotated import BATCH
 
 from perfmodel import Layout, StudyError, __version__
 from perfmodel.cli.main import main
@@ -200,6 +201,19 @@ def test_a_program_with_one_policy_need_not_be_told_it(
     assert "got recompute=full, expected none" in text
 
 
+UNANNOTATED = ("estimate", "unannotated:decoder", "--machine", "h100", "--chips", "8", "--assign", "auto", "--layout")
+
+
+@pytest.mark.parametrize(("batch", "mb"), [((), BATCH // 2), (("--global-batch", "12"), 6)])
+def test_a_program_without_microbatches_takes_its_batch_at_once(
+    capsys: pytest.CaptureFixture[str], batch: tuple[str, ...], mb: int
+) -> None:
+    found = document(capsys, *UNANNOTATED, "dp=2,tp=4,sp=0", *batch)
+    assert f",mb={mb}," in found["layout"]
+    text = line(capsys, *UNANNOTATED, "dp=2,tp=4,sp=0,mb=1", *batch)
+    assert text.endswith(f": leave mb out, or write mb={mb}, the only legal value\n")
+
+
 def test_quiet_leaves_standard_error_empty(capsys: pytest.CaptureFixture[str], tiny: str) -> None:
     assert main(["estimate", tiny, *ESTIMATE, "--layout", "tp=4,fsdp=4", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
@@ -331,6 +345,18 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
         ("trace", "{tiny}", "--seq-len", "64", "--out", "/no/such/g.json"),
         "--out /no/such/g.json: got",
     ),
+    "misspelt name": (
+        ("trace", "unannotated:decoder", "--assign", "*.down.1=mpl"),
+        r"got 'mpl' for '\*.down.1', expected one of .*: did you mean mlp\?",
+    ),
+    "unknown name": (("trace", "unannotated:decoder", "--assign", "auto", "--assign", "*.1=xyz"), "got 'xyz' .*choose"),
+    "unknown policy": (
+        ("tune", "unannotated:decoder", *ESTIMATE[:4], "--assign", "tokens.0=batch", "--fix", "recompute=full"),
+        "got recompute=full, expected none, the only policy that unannotated:decoder has: fix that",
+    ),
+    "python file": (("trace", "src/steps.py:step"), "got 'src/steps.py', expected .* module .*: write steps:step, in"),
+    "capacity of text": (("trace", "{tiny}", "--capacity-factor", "x"), "got 'x', expected a number such as 1.25"),
+    "no action": (("hardware",), "required: action: see perfmodel hardware --help"),
     "no machine to show": (("hardware", "show"), "got 0 machines, expected one"),
     "bad machine file": (("hardware", "check", "{tiny}.toml"), "No such file"),
 }
@@ -346,6 +372,19 @@ def test_a_wrong_request_is_one_clear_line_and_status_2(
     text = line(capsys, *(word.format(tiny=tiny) for word in words))
     assert re.search(expected, text), text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("import sys; sys.exit(0)", "on importing leaving"), ("def step(): raise SystemExit(0)", "from step")],
+)
+def test_a_program_that_ends_the_process_is_an_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, place: str
+) -> None:
+    (tmp_path / "leaving.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "leaving", raising=False)
+    assert f"got an exit (0) {place}, expected" in line(capsys, "trace", "leaving:step")
 
 
 def test_a_wrong_request_with_json_is_a_document_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -13,7 +14,7 @@ from programs import mlp_graph
 
 from perfmodel.errors import LayoutError
 from perfmodel.graph import Factor, Graph
-from perfmodel.layout import AXES, RECOMPUTE, Layout, assignment
+from perfmodel.layout import AXES, RECOMPUTE, WHOLE, Assignment, Layout, assignment, axis_names
 
 sizes = st.integers(1, 512)
 layouts = st.builds(
@@ -134,6 +135,32 @@ def test_batch_is_what_all_data_ranks_take_at_once() -> None:
     assert (found["batch"], found["microbatch"]) == (2 * 4 * 3, 48 / (2 * 4 * 3))
 
 
+@pytest.mark.parametrize(
+    ("names", "given", "mb"),
+    [
+        (("batch",), (), 48 // 8),
+        (("batch",), ("mb",), 1),
+        (("batch", "microbatch"), (), 1),
+    ],
+)
+def test_a_batch_that_no_loop_takes_apart_is_one_microbatch(
+    names: tuple[str, ...], given: tuple[str, ...], mb: int
+) -> None:
+    factors = tuple(Factor(size=2, name=name) for name in names)
+    layout = Layout(dp=2, fsdp=4, global_batch=48)
+    assert layout.suited(replace(graph(), factors=factors), given).mb == mb
+    uneven = replace(layout, global_batch=49)
+    assert uneven.suited(replace(graph(), factors=factors), given).mb == 1
+
+
+def test_a_program_with_one_policy_decides_and_refuses_another() -> None:
+    program = replace(graph(), recompute="selective")
+    assert Layout(recompute="full").suited(program, given=()).recompute == "selective"
+    assert Layout(recompute="selective").suited(program, given=("recompute",)).recompute == "selective"
+    with pytest.raises(LayoutError, match=r"got recompute=full, expected selective, the only .* mlp has: leave"):
+        Layout(recompute="full").suited(program, given=("recompute",))
+
+
 def test_an_array_holds_the_layouts_that_at_takes_out() -> None:
     many = Layout(dp=np.array([1, 2, 4]), tp=np.array([8, 4, 2]), mb=2, global_batch=64, recompute="none")
     assert [many.at(i) for i in range(3)] == [
@@ -157,6 +184,17 @@ def test_sequence_parallelism_is_the_sequence_over_tp_after_cp() -> None:
     assert with_it.pop("seq") == ("cp", "tp_kv", "tp_q")
     assert without.pop("seq") == ("cp",)
     assert with_it == without
+
+
+def test_every_name_that_an_assignment_shards_or_a_layout_resizes_is_an_axis_name() -> None:
+    """And one that none of them touches."""
+    known = {name for zero in range(4) for sp in (True, False) for name in _sharded_by(assignment(zero=zero, sp=sp))}
+    assert set(axis_names()) == known | {"batch", "microbatch", WHOLE}
+    assert WHOLE not in known
+
+
+def _sharded_by(found: Assignment) -> set[str]:
+    return {name for rules in (found.compute, *found.stored.values()) for name, _ in rules}
 
 
 def test_a_choice_about_an_axis_of_one_rank_is_off() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import TINY
 from numpy_decoder import (
     CONFIGS,
     DENSE,
@@ -38,6 +41,7 @@ from numpy_decoder import (
     single,
 )
 
+from perfmodel.errors import ModelError
 from perfmodel.graph import Graph, Loop
 from perfmodel.models import DecoderConfig, load_program, read_config
 from perfmodel.models.attention import attention
@@ -580,3 +584,24 @@ def test_the_largest_models_are_traced_without_an_array() -> None:
     graph = trace(load_program("llama3-70b"))
     assert {id(array) for array in jax.live_arrays()} <= before
     assert graph.parameter_count() == pytest.approx(70.55e9, rel=1e-3)
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> str:
+    """Path of the config of a small model, each of whose tokens goes to 3 of 8 experts."""
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps(TINY | {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 3, "head_dim": 32})
+    )
+    return str(path)
+
+
+def test_experts_may_have_room_for_every_token(mixture: str) -> None:
+    """As far as people write it out."""
+    assert trace(load_program(mixture, seq_len=16, capacity_factor=2.66)).size("experts") == 8
+
+
+def test_experts_with_more_room_than_there_are_tokens_are_refused(mixture: str) -> None:
+    """A token goes to an expert at most once: 8 / 3 of its fair share is the most that one may get."""
+    with pytest.raises(ModelError, match=r"capacity factor: got 2.67 for .*, expected at most 2.66, .*: give less"):
+        load_program(mixture, seq_len=16, capacity_factor=2.67)

@@ -13,7 +13,7 @@ from programs import mlp_graph, mlp_program
 from unannotated import BATCH, EMBED, LAYERS, SEQ
 
 from perfmodel.cli.main import main
-from perfmodel.errors import AxisNameError
+from perfmodel.errors import AxisNameError, TraceError
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout
 from perfmodel.models import load_program
@@ -89,6 +89,33 @@ def test_other_texts_about_mesh_axes_are_errors(text: str) -> None:
         read_mesh_axes([text])
 
 
+def test_a_mesh_axis_stands_for_one_thing() -> None:
+    assert read_mesh_axes(["data=dp", "data = dp"]) == {"data": ("dp",)}
+    with pytest.raises(AxisNameError, match="got 'data' for dp and nothing, expected one: drop one"):
+        read_mesh_axes(["data=dp", "data="])
+
+
+@pytest.mark.parametrize(
+    ("mesh_axes", "message"),
+    [
+        (["data=dp", "dta=tp"], r"got 'dta', expected an axis of the program's own mesh \(data\): did you mean data\?"),
+        (["data=dp", "model=tp"], r"got 'model', .*: leave it out"),
+    ],
+)
+def test_an_axis_that_no_mesh_of_the_program_has_is_an_error(mesh_axes: list[str], message: str) -> None:
+    with pytest.raises(TraceError, match=message):
+        trace(load_program("unannotated:constrained", mesh_axes=mesh_axes))
+
+
+@pytest.mark.parametrize("mesh_axes", [["data=tp"], ["data=dp,tp"]])
+def test_two_axes_of_one_mesh_cannot_stand_for_one_axis_of_a_layout(mesh_axes: list[str]) -> None:
+    """What is split over one of the two has fewer parts than that axis has ranks."""
+    program = load_program("unannotated:twice", mesh_axes=mesh_axes)
+    with pytest.raises(TraceError, match="got tp for both 'data' and 'tp', expected an axis of its own for each"):
+        trace(program)
+    assert trace(load_program("unannotated:twice", mesh_axes=["data="])).nodes
+
+
 def test_texts_are_read_as_patterns_and_names() -> None:
     assert read_names(["*.kernel.1 = mlp", "x[=]*=batch"]) == {"*.kernel.1": "mlp", "x[=]*": "batch"}
     with pytest.raises(AxisNameError, match="'a' for b and c"):
@@ -161,9 +188,9 @@ def test_names_may_be_given_or_taken_from_the_proposal(capsys: pytest.CaptureFix
 
 
 def test_a_given_name_comes_before_a_proposed_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["trace", MODEL, "--json", "--assign", "params.*.down.1=inner", "--assign", "auto"]) == 0
+    assert main(["trace", MODEL, "--json", "--assign", "params.*.down.1=experts", "--assign", "auto"]) == 0
     sizes = {row["name"]: row["size"] for row in json.loads(capsys.readouterr().out)["factors"]}
-    assert sizes["inner"] == unannotated.MLP
+    assert sizes["experts"] == unannotated.MLP
 
 
 def test_without_names_an_estimate_says_how_to_give_them(capsys: pytest.CaptureFixture[str]) -> None:

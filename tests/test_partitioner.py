@@ -39,7 +39,6 @@ LAYOUTS = {
     "ZeRO-1": layout(fsdp=4, zero=1),
     "ZeRO-2": layout(fsdp=4, zero=2),
     "FSDP": layout(fsdp=4, zero=3),
-    "FSDP over ep": layout(fsdp=2, ep=2, zero=3),
     "TP": layout(tp=4),
     "TP+SP": layout(tp=4, sp=True),
     "FSDP x TP": layout(fsdp=4, tp=2, zero=3),

@@ -451,6 +451,18 @@ def test_a_layout_of_another_policy_than_the_graph_was_traced_with_is_an_error(t
         predict(graph("llama3.2-1b", traced), layout, fake_machine())
 
 
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        (Layout(tp=np.array([]), recompute="none"), "tp"),
+        (Layout(dp=np.array([]), mb=np.ones((0, 2)), recompute="none"), "dp, mb"),
+    ],
+)
+def test_arrays_without_a_layout_are_an_error(layout: Layout, names: str) -> None:
+    with pytest.raises(LayoutError, match=f"^layout: got no value in {names}, expected one for each layout: leave out"):
+        predict(mlp_graph(), layout, fake_machine())
+
+
 PROMISED = {
     "step_time_s": float,
     "lower_s": float,

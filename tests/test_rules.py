@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -170,8 +171,16 @@ def scaled(*axes: str | None) -> Graph:
             {"no dim named kv_heads or q_per_kv or mlp or vocab to split over tp"},
         ),
         ((None, None), {}, set()),
-        ((None, None), {"dp": 4, "global_batch": 4}, {"no dim named batch to split over dp*fsdp*ep*mb"}),
-        ((None, None), {"mb": 4, "global_batch": 4}, {"no dim named batch to split over dp*fsdp*ep*mb"}),
+        (
+            (None, None),
+            {"dp": 4, "global_batch": 4},
+            {"no dim of more than 1 named batch to split over dp*fsdp*ep*mb"},
+        ),
+        (
+            (None, None),
+            {"mb": 4, "global_batch": 4},
+            {"no dim of more than 1 named batch to split over dp*fsdp*ep*mb"},
+        ),
     ],
 )
 def test_a_program_is_split_along_the_names_that_it_has(
@@ -210,6 +219,25 @@ def test_a_program_runs_on_the_mesh_that_its_shard_map_is_written_for(sizes: dic
     assert broken(graph, replace(layout, global_batch=int(layout.data))) == rules
 
 
+def constrained(axis: str, ranks: int) -> Graph:
+    """y = 2 x, whose columns the program itself wants on a mesh axis."""
+    mesh = jax.sharding.AbstractMesh((ranks,), (axis,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.P(None, axis))
+    x = Argument(name="x", role="batch", tree=spec(8, 8, dtype=jnp.float32), axes=("batch", None))
+    fn = lambda x: jax.lax.with_sharding_constraint(2.0 * x, sharding)
+    return trace(Program(name="constrained", fn=fn, arguments=(x,)))
+
+
+@pytest.mark.parametrize("axis", ["tp", "cp", "ep"])
+def test_an_axis_that_only_the_programs_own_constraint_uses_needs_no_name(axis: str) -> None:
+    """Any other axis still does."""
+    graph = constrained(axis, 4)
+    layout = Layout(**{axis: 4}, sp=False, recompute="none")  # type: ignore[arg-type]
+    layout = replace(layout, global_batch=int(layout.data))
+    assert broken(graph, layout) == set()
+    assert broken(graph, replace(layout, pp=2)) == {"no dim named layers to split over pp"}
+
+
 # -- constraints --------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +251,17 @@ def test_constraints_are_the_divisions_that_the_assignment_makes() -> None:
         ("embed", ("fsdp", "ep")),
         ("seq", ("cp",)),
     }
+
+
+@pytest.mark.parametrize(
+    ("origin", "rule"), [("x.1", "x.1 8 not divisible by tp"), (None, "index of size 8 not divisible by tp")]
+)
+def test_an_index_without_a_name_is_called_by_its_origin_and_its_size_is_said_once(
+    origin: str | None, rule: str
+) -> None:
+    graph = constrained("tp", 3)
+    factors = tuple(replace(factor, origin=origin if factor.name is None else "x.0") for factor in graph.factors)
+    assert broken(replace(graph, factors=factors), Layout(tp=3, sp=False, recompute="none")) == {rule}
 
 
 # -- arrays -------------------------------------------------------------------------------------------------------

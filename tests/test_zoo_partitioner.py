@@ -99,7 +99,7 @@ CASES: Mapping[str, Case] = {
     "branches": Case(branches, 256, WEIGHTS),
     "constrained": Case(constrained, 4, ("DP x TP",)),
     "deepseek": Case(partial(deepseek, embed=256, mlp=96, n_experts=4), 8, EXPERTS),
-    "dlrm": Case(dlrm, 8, ("DP", "TP", "DP x TP", "FSDP x TP", "DP x FSDP x TP", "EP x TP")),
+    "dlrm": Case(dlrm, 8, ("DP", "TP", "DP x TP", "FSDP x TP", "DP x FSDP x TP", "ZeRO-2")),
     "equinox": Case(equinox_gru.classifier, 8, ("DP",)),
     "explicit": Case(explicit, 8, ("DP x FSDP x TP",)),
     "gpt2": Case(reference(GPT2), 32, ("ZeRO-1", "FSDP", "TP", "TP+SP", "FSDP x CP", "DP x FSDP x TP")),

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from perfmodel import Graph
+    from perfmodel import Graph, Machine
     from tuner.result import Result
+    from tuner.space import Space
 
 SUMMARY = "find the best layouts of a training step on a machine"
+TAKES = ("model", "machine")
 
 OBJECTIVES = ("throughput", "step-time", "cost", "memory")
 EXHAUSTIVE, *SAMPLERS = ("exhaustive", "tpe", "random", "nsga2")
@@ -44,19 +46,6 @@ class Output(Protocol):
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare arguments."""
     add = parser.add_argument
-    add("model", metavar="MODEL", help="as for perfmodel estimate")
-    add("--machine", required=True, metavar="MACHINE", help="machine name or path of a .toml file")
-    add("--chips", required=True, type="count", metavar="N", help="accelerators, as one buys them")
-    add("--seq-len", type="count", metavar="N", help="sequence length (default: the model's own, at most 8192)")
-    add("--capacity-factor", type=float, metavar="X", help="as for perfmodel estimate (default: no token is dropped)")
-    add(
-        "--assign",
-        action="append",
-        default=[],
-        metavar="PATTERN=NAME",
-        help="as for perfmodel estimate (default: auto, where no dim has an axis name)",
-    )
-    add("--mesh-axis", action="append", default=[], metavar="AXIS=AXES", help="as for perfmodel estimate")
     add(
         "--global-batch",
         type="counts",
@@ -87,29 +76,52 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     """Search and report: 0 with layouts that fit, 1 where nothing does, 2 where the study failed, 130 after Ctrl-C."""
     _refuse(arguments)
     from perfmodel import Layout, check_chips, load_machine
-    from tuner.objective import OBJECTIVES as TABLE
-    from tuner.search import search
-    from tuner.space import Space
     from tuner.table import report
 
     machine = load_machine(arguments.machine)
     ranks = check_chips(machine, arguments.chips)
     fixed = Layout.read_keys(arguments.fix)
     graphs = _programs(arguments, fixed, output)
+    space = _space(arguments, fixed, graphs, ranks, output)
+    result = _search(arguments, graphs, space, machine, output)
     program = next(iter(graphs.values()))
-    space = Space(
-        ranks=ranks,
-        global_batches=arguments.global_batch or (program.global_batch,),
-        fixed=fixed,
-        policies=tuple(graphs),
+    heading = (
+        f"{program.name} on {arguments.chips} x {machine.title} = {ranks} ranks, global batch "
+        f"{', '.join(map(str, space.global_batches))}{_each(program)}"
     )
-    if not arguments.global_batch and program.global_batch < ranks:
+    output.result(result.to_json, *report(result, heading))
+    return _status(result, output)
+
+
+def _each(program: Graph) -> str:
+    """What a sequence of the batch holds."""
+    tokens = program.tokens()
+    return f" x {tokens} tokens" if tokens else " samples"
+
+
+def _space(
+    arguments: argparse.Namespace, fixed: dict[str, Any], graphs: dict[str, Graph], ranks: int, output: Output
+) -> Space:
+    """The layouts to search, of the batches that are given or of the program's own."""
+    from tuner.space import Space
+
+    own = next(iter(graphs.values())).global_batch
+    if not arguments.global_batch and own < ranks:
         output.note(
-            f"global batch {program.global_batch} is the default, less than a sequence for each of {ranks} ranks: "
-            f"--global-batch sets it"
+            f"global batch {own} is the default, less than a sequence for each of {ranks} ranks: --global-batch sets it"
         )
+    batches = arguments.global_batch or (own,)
+    return Space(ranks=ranks, global_batches=batches, fixed=fixed, policies=tuple(graphs))
+
+
+def _search(
+    arguments: argparse.Namespace, graphs: dict[str, Graph], space: Space, machine: Machine, output: Output
+) -> Result:
+    from tuner.objective import OBJECTIVES as TABLE
+    from tuner.search import search
+
     with output.progress("pricing layouts") as progress:
-        result = search(
+        return search(
             graphs,
             space,
             machine,
@@ -117,16 +129,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             sampler=arguments.sampler,
             trials=arguments.trials or TRIALS,
             seed=arguments.seed or 1,
-            storage=_storage(arguments, program.name, machine.name),
+            storage=_storage(arguments, next(iter(graphs.values())).name, machine.name),
             top=arguments.top,
             progress=progress,
         )
-    heading = (
-        f"{program.name} on {arguments.chips} x {machine.title} = {ranks} ranks, global batch "
-        f"{', '.join(map(str, space.global_batches))} x {program.size('seq')}"
-    )
-    output.result(result.to_json, *report(result, heading))
-    return _status(result, output)
 
 
 def _status(result: Result, output: Output) -> int:
@@ -161,7 +167,7 @@ def _programs(arguments: argparse.Namespace, fixed: dict[str, Any], output: Outp
     """The program under each recompute policy that it knows and the user allows; with proposed axis names, if it has
     none and the user gives none.
     """
-    from perfmodel import load_program, propose, trace
+    from perfmodel import LayoutError, load_program, propose, trace
     from tuner.space import POLICIES
 
     graphs: dict[str, Graph] = {}
@@ -184,6 +190,11 @@ def _programs(arguments: argparse.Namespace, fixed: dict[str, Any], output: Outp
             output.note(f"no dim has an axis name: taking --assign {' --assign '.join(assign)}")
             graph = trace(load(assign=assign))
         graphs[graph.recompute] = graph
+    if "recompute" in fixed and fixed["recompute"] not in graphs:
+        raise LayoutError(
+            f"layout: got recompute={fixed['recompute']}, expected {', '.join(graphs)}, the only policy that "
+            f"{arguments.model} has: fix that, or leave recompute out"
+        )
     return graphs
 
 

@@ -69,6 +69,9 @@ def _facts(result: Result) -> Iterator[tuple[str, str]]:
         choices = [part for part in DEFAULT if part.partition("=")[0] in CHOICES]
         yield "left out", ", ".join(["axes of size 1", *choices])
         yield "memory", f"{format_bytes(float(e.memory_capacity_bytes))} per rank"
-        yield "best", f"{format_count(float(e.tokens_per_s))} tokens/s for ${float(e.cost_usd_per_hour):,.2f} per hour"
+        yield (
+            "best",
+            f"{format_count(float(e.tokens_per_s))} {e.counted}/s for ${float(e.cost_usd_per_hour):,.2f} per hour",
+        )
     if result.study is not None:
         yield "study", result.study

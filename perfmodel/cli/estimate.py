@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from perfmodel.cli.options import add_machine, add_model, load
+from perfmodel.cli.options import load
 from perfmodel.cli.output import Output
 
+if TYPE_CHECKING:
+    from perfmodel import Graph, Layout
+
 SUMMARY = "predict step time, memory and cost of one layout"
+TAKES = ("model", "machine")
 
 LAYOUT = (
     "sizes of mesh axes and execution choices, as in fsdp=32,tp=4,pp=2,mb=1,recompute=full; axes left out are 1, "
-    "dp takes what is left when it is not given"
+    "dp takes what is left when it is not given, mb the whole batch where a program has no loop over microbatches"
 )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare arguments."""
-    add_model(parser)
-    add_machine(parser)
     parser.add_argument("--layout", required=True, metavar="L", help=LAYOUT)
     parser.add_argument(
         "--global-batch", type="count", metavar="N", help="sequences per step over all ranks (default: the model's)"
@@ -38,16 +42,14 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         raise LayoutError(f"--layout: got {arguments.layout!r}, expected at least one key: write it as fsdp=8,tp=4")
     layout = Layout.parse(arguments.layout, ranks=ranks)
     graph = trace(load(arguments, recompute=layout.recompute))
-    if "recompute" not in Layout.read_keys(arguments.layout):
-        layout = replace(layout, recompute=graph.recompute)  # a program of one's own may know one policy only
     layout = replace(layout, global_batch=arguments.global_batch or graph.global_batch)
+    layout = layout.suited(graph, given=Layout.read_keys(arguments.layout))
     estimate = predict(graph, layout, machine)
     broken = [rule for rule, is_broken in estimate.violations.items() if is_broken and rule != OUT_OF_MEMORY]
     if broken:
-        remedy = "change it" if graph.named() else "name dims (--assign auto does, as perfmodel trace lists)"
         raise LayoutError(
             f"layout {layout.notation()}: got {'; '.join(broken)} (global batch {layout.global_batch}), expected a "
-            f"layout that breaks no rule: {remedy}"
+            f"layout that breaks no rule: {_remedy(graph, layout, broken)}"
         )
     output.note(
         f"{arguments.chips} x {machine.title} = {ranks} ranks, global batch {layout.global_batch}, {layout.notation()}"
@@ -57,3 +59,13 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         *estimate_report(estimate),
     )
     return 0 if estimate.fits else 1
+
+
+def _remedy(graph: Graph, layout: Layout, broken: Sequence[str]) -> str:
+    from perfmodel.rules import ONE_MICROBATCH
+
+    if not graph.named():
+        return "name dims (--assign auto does, as perfmodel trace lists)"
+    if ONE_MICROBATCH in broken and layout.whole_batch:
+        return f"leave mb out, or write mb={layout.whole_batch}, the only legal value"
+    return "change it"

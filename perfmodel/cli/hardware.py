@@ -14,7 +14,9 @@ SUMMARY = "list, show or check machine files"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare arguments."""
     parser.add_argument("action", choices=("list", "show", "check"), help="what to do")
-    parser.add_argument("machines", nargs="*", metavar="MACHINE", help=f"{MACHINE}; check takes all by default")
+    parser.add_argument(
+        "machines", nargs="*", default=[], metavar="MACHINE", help=f"{MACHINE}; check takes all by default"
+    )
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:

@@ -1,8 +1,9 @@
 """Entry point: finds the command, runs it, and turns what goes wrong into one line and an exit status.
 
 0 success; 1 the answer is "no" (nothing fits, a check failed); 2 the request was wrong; 3 a fault of our own;
-130 interrupted. Commands are modules with `SUMMARY`, `configure(parser)` and `run(arguments, output)`; other packages
-add theirs through the entry-point group `perfmodel.commands`. None of them may import anything slow before `run`.
+130 interrupted. Commands are modules with `SUMMARY`, `configure(parser)` and `run(arguments, output)`, and with `TAKES`
+where they share options with others; other packages add theirs through the entry-point group `perfmodel.commands`. None
+of them may import anything slow before `run`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from importlib import metadata
 from typing import NoReturn, Protocol
 
 from perfmodel import __version__
+from perfmodel.cli.options import SHARED
 from perfmodel.cli.output import Output, OutputError, complain, silence, write
 from perfmodel.errors import PerfModelError
 
@@ -107,6 +109,14 @@ def counts(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(count(word.strip()) for word in text.split(",")))
 
 
+def number(text: str) -> float:
+    """A number: arguments of `type="number"`."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number such as 1.25") from None
+
+
 def _commands() -> Mapping[str, Command]:
     """Every command by name, in the order in which help lists them."""
     homes = dict(OWN) | {entry.name: entry.value for entry in metadata.entry_points(group="perfmodel.commands")}
@@ -127,6 +137,9 @@ def _parser(commands: Mapping[str, Command]) -> Parser:
         own = chooser.add_parser(name, help=command.SUMMARY, description=command.SUMMARY)
         own.register("type", "count", count)
         own.register("type", "counts", counts)
+        own.register("type", "number", number)
+        for group in getattr(command, "TAKES", ()):
+            SHARED[group](own)
         command.configure(own)
         own.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
         own.add_argument("--quiet", action="store_true", help="no notes and no progress on standard error")

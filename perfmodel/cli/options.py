@@ -14,11 +14,10 @@ MODEL = (
 )
 ASSIGN = (
     "axis name of the dims of arguments that a shell pattern matches, as in '*.kernel.1=mlp' (perfmodel trace lists "
-    "them); auto for the names that the work suggests; may be repeated"
+    "them); whole for a dim to be left whole; auto for the names that the work suggests, which tune takes where no dim "
+    "has one; may be repeated"
 )
 MACHINE = "machine name (see `perfmodel hardware list`) or path of a .toml file"
-
-
 MESH_AXIS = "what an axis of the program's own mesh stands for, as in data=dp,fsdp; may be repeated"
 
 
@@ -30,7 +29,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--capacity-factor",
-        type=float,
+        type="number",
         metavar="X",
         help="rows of each expert, as a multiple of its fair share; tokens beyond are dropped (default: none is)",
     )
@@ -56,3 +55,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     """The machine and how much of it."""
     parser.add_argument("--machine", required=True, metavar="MACHINE", help=MACHINE)
     parser.add_argument("--chips", required=True, type="count", metavar="N", help="accelerators, as one buys them")
+
+
+SHARED = {"model": add_model, "machine": add_machine}
+"""Groups of options by the names under which a command `TAKES` them: one of another package need not import this."""

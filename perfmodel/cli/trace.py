@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from perfmodel.cli.options import add_model, load
+from perfmodel.cli.options import load
 from perfmodel.cli.output import Output
 
 SUMMARY = "trace a training step and count its operations, FLOPs, bytes and parameters"
+TAKES = ("model",)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare arguments."""
-    add_model(parser)
     parser.add_argument("--recompute", default="full", choices=("none", "selective", "full"), help="default: full")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the graph as JSON")
 

@@ -24,6 +24,7 @@ PARTS: Mapping[str, str] = {
     "context": "context-parallel collectives, exposed",
     "expert": "expert-parallel collectives, exposed",
     "fsdp": "FSDP collectives, exposed",
+    "batch": "collectives across the batch, exposed",
     "pipeline": "pipeline sends, exposed",
     "data": "gradient reduction, exposed",
     "bubble": "pipeline bubble",
@@ -49,12 +50,12 @@ def summary(estimate: Estimate) -> Iterator[tuple[str, str]]:
         f"{format_seconds(float(estimate.step_time_s))}  ({lower} with perfect overlap, {upper} with none)",
     )
     yield "MFU", f"{100 * float(estimate.mfu):.1f} %"
-    yield "throughput", f"{format_count(float(estimate.tokens_per_s))} tokens/s"
+    yield "throughput", f"{format_count(float(estimate.tokens_per_s))} {estimate.counted}/s"
     yield "memory", f"{format_bytes(needed)} of {format_bytes(capacity)} per rank ({100 * needed / capacity:.0f} %)"
     yield (
         "cost",
         f"{dollars(float(estimate.cost_usd_per_hour))} per hour, "
-        f"{dollars(float(estimate.usd_per_million_tokens))} per million tokens",
+        f"{dollars(float(estimate.usd_per_million_tokens))} per million {estimate.counted}",
     )
     yield "bound by", str(estimate.bound)
     yield "fits", "yes" if estimate.fits else f"no: {'; '.join(estimate.reasons)}"
