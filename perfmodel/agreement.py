@@ -8,7 +8,7 @@ from typing import TypeAlias
 from perfmodel.copies import Copies
 from perfmodel.graph import Graph, Loop, Node, Op
 from perfmodel.placement import Placement
-from perfmodel.state import Axes, State, mesh_axes, unclaimed
+from perfmodel.state import Axes, State, unclaimed
 
 RENAMED = ("broadcast_in_dim", "convert", "reshape", "transpose", "negate", "reverse")
 """Ops through which a sum only changes its form: it must be whole behind them if it must be whole before them."""
@@ -38,6 +38,8 @@ class Agreement:
             return self._through_matmul(op, states, copies)
         if not op.linear or not any(states[k].partial for k in op.linear):
             return frozenset()
+        if op.kind == "pad" and self._place.expands(op):
+            return frozenset()  # the gradient of a slice is smaller before zeros are put around it
         if op.kind == "convert" and self._place.widens(op):
             return self._waiting(op.operands[0], states[0])
         summands = [states[k] for k in op.linear if op.operands[k] not in copies.zero]
@@ -47,8 +49,9 @@ class Agreement:
         if op.kind == "reduce" and len(self._uses[op.operands[0]]) > 1:
             # where others scatter the sum, each rank adds up its part
             common -= self._place.resting_state(op.operands[0]).axes
-        if op.kind in ("add", "subtract") and common:
-            # a summand that is whole over an axis can be counted once, so that the sum waits for all axes at once
+        if op.kind in ("add", "subtract") and (common or any(map(copies.is_lazy, op.operands))):
+            # a summand that is whole over an axis can be counted once, so that the sum waits for all axes at once; a
+            # broadcast (a bias) costs nothing to leave out on the other ranks
             together = frozenset().union(*(state.partial for state in summands))
             common |= {axis for axis in together if not any(axis in state.axes for state in summands)}
         return common
@@ -85,8 +88,8 @@ class Agreement:
         that must be resolved here.
         """
         claims = _Claims(op, passing)
-        for i, axes in op.pinned:
-            claims.claim(i, mesh_axes(axes))
+        for i, axes in self._place.pinned(op):
+            claims.claim(i, axes)
         claims.closed.update([*op.blocked, *(i for i, _ in op.pinned), *(i for i, _ in op.tied)])
         for i in self._in_order(op, states, copies):
             claims.claim(i, self._place.wanted[op.local[i]])

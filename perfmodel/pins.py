@@ -7,7 +7,7 @@ results it goes into.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -22,10 +22,16 @@ Asked: TypeAlias = dict[tuple[int, int], Axes]
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """What constraints ask of values, and of factors of parameters where all that ask agree."""
+    """What constraints ask of values, and of factors of parameters where all that ask agree.
+
+    readers: ops that read a value, and as which operand
+    kept:    values that loops carry or the program returns
+    """
 
     values: Mapping[int, Asked] = field(default_factory=dict)
     factors: Mapping[int, Axes] = field(default_factory=dict)
+    readers: Mapping[int, Sequence[tuple[Op, int]]] = field(default_factory=dict)
+    kept: Set[int] = frozenset()
 
 
 def pins(graph: Graph) -> Pins:
@@ -38,7 +44,26 @@ def pins(graph: Graph) -> Pins:
     for parameter in graph.parameters:
         for (d, i), axes in values.get(parameter.value, {}).items():
             asked.setdefault(graph.values[parameter.value].dims[d][i], set()).add(axes)
-    return Pins(values, {factor: next(iter(each)) for factor, each in asked.items() if len(each) == 1 and any(each)})
+    agreed = {factor: next(iter(each)) for factor, each in asked.items() if len(each) == 1 and any(each)}
+    readers: dict[int, list[tuple[Op, int]]] = {}
+    kept = set(graph.results)
+    _read(graph.nodes, readers, kept)
+    return Pins(values, agreed, readers, kept)
+
+
+def _read(nodes: Sequence[Node], readers: dict[int, list[tuple[Op, int]]], kept: set[int]) -> None:
+    """Note who reads what; what every trip of a loop reads is read where it is in the loop."""
+    for node in nodes:
+        if isinstance(node, Loop):
+            _read(node.body, readers, kept)
+            for operand, parameter, given in zip(node.operands, node.parameters, node.yields, strict=True):
+                if parameter == given:
+                    readers.setdefault(operand, []).extend(readers.get(parameter, ()))
+                else:
+                    kept.update((operand, given))
+        else:
+            for k, value in enumerate(node.operands):
+                readers.setdefault(value, []).append((node, k))
 
 
 def _visit(nodes: Sequence[Node], values: dict[int, Asked]) -> None:
@@ -54,7 +79,7 @@ def _visit(nodes: Sequence[Node], values: dict[int, Asked]) -> None:
 def _pass(values: dict[int, Asked], sources: Sequence[int], targets: Sequence[int]) -> None:
     for source, target in zip(sources, targets, strict=True):
         for place, axes in values.get(source, {}).items():
-            values.setdefault(target, {}).setdefault(place, axes)
+            _ask(values, target, place, axes)
 
 
 def _through(op: Op, values: dict[int, Asked]) -> None:
@@ -67,7 +92,13 @@ def _through(op: Op, values: dict[int, Asked]) -> None:
     for value, dims in zip(op.operands, op.operand_dims, strict=True):
         for place, i in _places(dims).items():
             if i in asked and i not in op.blocked and i not in op.stepped:
-                values.setdefault(value, {}).setdefault(place, asked[i])
+                _ask(values, value, place, asked[i])
+
+
+def _ask(values: dict[int, Asked], value: int, place: tuple[int, int], axes: Axes) -> None:
+    """Of several that ask, the last in the program counts; a value that is whole in one place may rest in parts."""
+    asked = values.setdefault(value, {})
+    asked[place] = asked.get(place) or axes
 
 
 def _places(dims: Dims) -> dict[tuple[int, int], int]:

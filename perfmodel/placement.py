@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from perfmodel.graph import DTYPE_BYTES, Graph, Op
+from perfmodel.graph import DTYPE_BYTES, Dims, Graph, Op
 from perfmodel.layout import Assignment, Rules
-from perfmodel.pins import pins
+from perfmodel.pins import CONSTRAINT, pins
 from perfmodel.state import Axes, State, mesh_axes, unclaimed
 from perfmodel.work import Term, resized
 
@@ -25,6 +25,7 @@ class Placement:
         self._rank = {name: i for i, (name, _) in enumerate(assignment.compute)}
         compute = dict(assignment.compute)
         self._pins = pins(graph)
+        self._multiplied = frozenset(self._weights()) if self._pins.factors else frozenset()
         self.wanted = [
             mesh_axes(factor.bound) or compute.get(factor.name or "", ()) or self._pins.factors.get(i, ())
             for i, factor in enumerate(graph.factors)
@@ -50,11 +51,17 @@ class Placement:
                     won = unclaimed(axes, taken)
                     given[d, i] = given.get((d, i), ()) + won
                     taken.update(won)
-        for d, i, _ in factors if self._pins.factors else ():
-            won = unclaimed(self._pins.factors.get(dims[d][i], ()), taken)
+        for factor, d, i in self._pinned_places(dims):
+            won = unclaimed(self._pins.factors[factor], taken)
             given[d, i] = given.get((d, i), ()) + won
             taken.update(won)
         return State(tuple(tuple(given.get((d, i), ()) for i in range(len(dim))) for d, dim in enumerate(dims)))
+
+    def _pinned_places(self, dims: Dims) -> list[tuple[int, int, int]]:
+        """(factor, dim, position in the dim) of what is pinned, in the order in which it may claim axes."""
+        pinned = self._pins.factors
+        found = [(f, d, i) for d, dim in enumerate(dims) for i, f in enumerate(dim) if f in pinned] if pinned else []
+        return sorted(found, key=lambda place: self._is_secondary(place[0]))
 
     def whole(self, value: int) -> State:
         """The state of a value that lies whole on every rank."""
@@ -110,10 +117,24 @@ class Placement:
     def _rank_of(self, factor: int) -> int:
         """What the program itself has bound comes before any rule, what it has pinned somewhere behind all."""
         entry = self._graph.factors[factor]
-        return -1 if entry.bound else self._rank.get(entry.name or "", len(self._rank))
+        return -1 if entry.bound else self._rank.get(entry.name or "", len(self._rank) + self._is_secondary(factor))
+
+    def _is_secondary(self, factor: int) -> bool:
+        """Of what is pinned, weights come before what only activations have, as names of weights come before `seq`."""
+        return factor not in self._multiplied
+
+    def _weights(self) -> Iterator[int]:
+        """Factors of what activations are multiplied with."""
+        for _, op in self._graph.walk():
+            if any(map(self.is_activation, op.operands)) and any(work.engine == "tensor" for work in op.work):
+                for value in (*op.operands, *op.results):
+                    if not self.is_activation(value):
+                        yield from (factor for dim in self._graph.values[value].dims for factor in dim)
 
     def asked(self, op: Op) -> Iterator[tuple[int, Axes]]:
-        """Axes that the program's constraints ask for on the local indices of an op's results."""
+        """Axes that the program's constraints ask for on the local indices of an op: of factors, then results."""
+        for factor, _, i in self._pinned_places((op.local,)):
+            yield i, self._pins.factors[factor]
         for value, dims in zip(op.results, op.result_dims, strict=True) if self._pins.values else ():
             for (d, k), axes in self._pins.values.get(value, {}).items():
                 yield dims[d][k], axes
@@ -129,6 +150,38 @@ class Placement:
 
     # -- ops ------------------------------------------------------------------------------------------------------
 
+    def pinned(self, op: Op) -> Iterator[tuple[int, Axes]]:
+        """Axes that the program itself gives local indices of an op. What a constraint has whole stays in parts where
+        nobody reads it whole: compilers gather nothing of which each rank keeps its own part.
+        """
+        for i, axes in sorted(op.pinned, key=lambda pin: not pin[1]):  # what it splits comes first
+            yield i, mesh_axes(axes) or (self._parts(op, i) if op.kind == CONSTRAINT else ())
+
+    def _parts(self, constraint: Op, index: int) -> Axes:
+        """Axes over which all that read a constraint's result are spread along one of its indices."""
+        (result,), (dims,) = constraint.results, constraint.result_dims
+        ((d, k),) = ((d, k) for d, dim in enumerate(dims) for k, i in enumerate(dim) if i == index)
+        readers = self._pins.readers.get(result, ())
+        spread = {self.computed(op)[op.operand_dims[operand][d][k]] if _is_plain(op) else () for op, operand in readers}
+        if result in self._pins.kept:
+            spread.add(self.resting_state(result).dims[d][k])
+        return spread.pop() if len(spread) == 1 else ()
+
+    def computed(self, op: Op) -> list[Axes]:
+        """Mesh axes of each local index of an op, wherever its operands lie."""
+        chosen: list[Axes] = [()] * len(op.local)
+        taken: set[str] = set()
+        pinned = list(self.pinned(op))
+        wanted = ((i, self.wanted[op.local[i]]) for i in self.by_priority(op))
+        closed = {*op.blocked, *(i for i, _ in pinned), *(follower for follower, _ in op.tied)}
+        for i, axes in (*pinned, *((i, axes) for i, axes in (*wanted, *self.asked(op)) if i not in closed)):
+            won = unclaimed(axes, taken)
+            chosen[i] = (*chosen[i], *won)
+            taken.update(won)
+        for follower, leader in op.tied:
+            chosen[follower] = chosen[leader]
+        return chosen
+
     def expands(self, op: Op) -> bool:
         """Whether the result has more elements than the operand."""
         return self._graph.elements(op.results[0]) > self._graph.elements(op.operands[0])
@@ -137,3 +190,8 @@ class Placement:
         """Whether the result has a wider element type than the operand."""
         source, target = (self._graph.values[v].dtype for v in (op.operands[0], op.results[0]))
         return DTYPE_BYTES[target] > DTYPE_BYTES[source]
+
+
+def _is_plain(op: Op) -> bool:
+    """Whether no two of an op's indices range over one factor: where such an op lies depends on its operands."""
+    return len(set(op.local)) == len(op.local)

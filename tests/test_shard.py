@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 from programs import B, D, F, L, M, S, mlp_graph
 
@@ -14,6 +17,7 @@ from perfmodel.layout import Layout, assignment
 from perfmodel.shard import shard
 from perfmodel.sharded import LocalLoop, LocalNode, Reshard, ShardedGraph
 from perfmodel.state import LOCAL
+from perfmodel.trace import Argument, Program, trace
 from perfmodel.work import MESH, MICROBATCH, PER_RANK, Evaluator
 
 BF16, F32 = 2, 4
@@ -138,3 +142,21 @@ def test_sizes_of_copies_are_those_of_the_traced_program_on_one_rank() -> None:
     evaluate = Evaluator({**dict.fromkeys(MESH, 1.0), PER_RANK: float(B), MICROBATCH: float(M)})
     for copy in sharded.copies:
         assert evaluate.term(copy.bytes) == graph().bytes(copy.value)
+
+
+# -- gradients of a part ----------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_one_layer_of_a_stack_is_reduced_before_zeros_are_put_around_it() -> None:
+    def step(w: Any, x: Any) -> Any:
+        loss, gradient = jax.value_and_grad(lambda w, x: jnp.sum(jnp.tanh(x @ w[0])))(w, x)
+        return w - gradient, loss
+
+    arguments = (
+        Argument(name="w", tree=jax.ShapeDtypeStruct((4, 32, 64), jnp.float32), axes=(None,) * 3, role="parameters"),
+        Argument(name="x", tree=jax.ShapeDtypeStruct((8, 32), jnp.float32), axes=("batch", None), role="batch"),
+    )
+    traced = trace(Program(name="part", fn=step, arguments=arguments, donated=("w",)))
+    layout = Layout(dp=4, mb=2, zero=0, global_batch=8)
+    found = [size for _, _, size in collectives(shard(traced, layout.assignment), layout) if size > 4]
+    assert found == [F32 * 32 * 64]

@@ -12,7 +12,7 @@ from jaxlib.mlir.dialects import func, sdy
 from perfmodel.graph import Loop, Node, Op
 from perfmodel.layout import Assignment
 from perfmodel.placement import Placement
-from perfmodel.state import Axes, State, sharding, unclaimed
+from perfmodel.state import State, sharding
 from perfmodel.trace import Program
 from perfmodel.trace.walk import KERNEL_PREFIX
 from perfmodel.verify.mesh import Mesh
@@ -93,7 +93,7 @@ class _Places:
         op = self.makers.get(index)
         if op is not None and _moves(op):
             made = op.result_dims[op.results.index(index)]
-            states.append(State(sharding(made, _computed_axes(self.place, op))))
+            states.append(State(sharding(made, self.place.computed(op))))
         if not all(self.stateable(index, state) for state in states):
             self.unsaid.add(index)
             return []
@@ -124,7 +124,7 @@ class _Places:
         """The places of an op's operands by the assignment alone."""
         if not _moves(op):
             return []
-        axes = _computed_axes(self.place, op)
+        axes = self.place.computed(op)
         states = [State(sharding(dims, axes)) for dims in op.operand_dims]
         if not all(map(self.stateable, op.operands, states)):
             return []
@@ -139,20 +139,6 @@ def _moves(op: Op) -> bool:
 
 def _places(state: State) -> Places:
     return [[axis for axes in dim for axis in axes] for dim in state.dims]
-
-
-def _computed_axes(place: Placement, op: Op) -> list[Axes]:
-    """Mesh axes of each local index of an op, by the assignment alone."""
-    chosen: list[Axes] = [()] * len(op.local)
-    taken: set[str] = set()
-    fixed = {*op.blocked, *(follower for follower, _ in op.tied)}
-    for i in place.by_priority(op):
-        if i not in fixed:
-            chosen[i] = unclaimed(place.wanted[op.local[i]], taken)
-            taken.update(chosen[i])
-    for follower, leader in op.tied:
-        chosen[follower] = chosen[leader]
-    return chosen
 
 
 def _ops(nodes: Sequence[Node]) -> Iterator[Op]:
