@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Callable, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from perfmodel.errors import MachineError
 
 PACKAGE = "hardware_specs"
+Table: TypeAlias = dict[str, Any]
 
 
 def machine_names() -> tuple[str, ...]:
@@ -20,12 +22,47 @@ def machine_names() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml")))
 
 
-def read_machine(name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
+def read_machine(name_or_path: str | Path) -> tuple[str, Table]:
     """(file name, parsed TOML) of a shipped machine, or of a path that ends in .toml.
 
-    Raises MachineError for unknown names and unreadable files.
+    A file that `extends` another one, by name or path, needs to say only what differs: tables are joined key by key,
+    a number or a plain list replaces the other's, and a list of named items keeps its own order, each item completed
+    from the other's item of that name. Raises MachineError for unknown names and unreadable files.
     """
-    text = str(name_or_path)
+    where, data = _machine(str(name_or_path))
+    return where, _completed(where, data, _machine)
+
+
+def read_calibration(name_or_path: str | Path) -> tuple[str, Table, bool] | None:
+    """(file name, parsed TOML, whether it is that of the machine that this one extends), or None if there is none.
+
+    A shipped machine has a shipped one. `NAME.toml` given by path has `NAME.calibration.toml` beside it, if that
+    exists; the name inside the file decides nothing, so that a changed copy is not priced by what fits the original.
+    """
+    text, inherited = str(name_or_path), False
+    while True:
+        if found := _calibration(text):
+            return found[0], _completed(*found, _shipped_calibration), inherited
+        where, data = _machine(text)
+        if not isinstance(data.get("extends"), str):
+            return None
+        text, inherited = _beside(where, data["extends"]), True
+
+
+def calibration_text(name_or_path: str | Path) -> str | None:
+    """The text of a machine's own calibration file, where it has one that leaves nothing to another file."""
+    file = _calibration_file(str(name_or_path))
+    text = file.read_text(encoding="utf-8") if file.is_file() else None
+    return None if text is None or "extends" in tomllib.loads(text) else text
+
+
+def _calibration_file(text: str) -> Traversable:
+    if text in machine_names():
+        return resources.files(PACKAGE) / "calibrations" / f"{text}.toml"
+    return Path(text).with_suffix(".calibration.toml")
+
+
+def _machine(text: str) -> tuple[str, Table]:
     if text in machine_names():
         return f"{text}.toml", _parse(f"{text}.toml", resources.files(PACKAGE) / f"{text}.toml")
     if not text.endswith(".toml"):
@@ -36,18 +73,73 @@ def read_machine(name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
     return text, _parse(text, Path(text))
 
 
-def read_calibration(name_or_path: str | Path) -> tuple[str, dict[str, Any]] | None:
-    """(file name, parsed TOML) of a machine's calibration, or None if there is none.
+def _calibration(text: str) -> tuple[str, Table] | None:
+    file = _calibration_file(text)
+    where = f"calibrations/{text}.toml" if text in machine_names() else str(file)
+    return (where, _parse(where, file)) if file.is_file() else None
 
-    A shipped machine has a shipped one. `NAME.toml` given by path has `NAME.calibration.toml` beside it, if that
-    exists; the name inside the file decides nothing, so that a changed copy is not priced by what fits the original.
-    """
-    text = str(name_or_path)
-    if text in machine_names():
-        where, file = f"calibrations/{text}.toml", resources.files(PACKAGE) / "calibrations" / f"{text}.toml"
-        return (where, _parse(where, file)) if file.is_file() else None
-    beside = Path(text).with_suffix(".calibration.toml")
-    return (str(beside), _parse(str(beside), beside)) if beside.exists() else None
+
+def _shipped_calibration(name: str) -> tuple[str, Table]:
+    found = _calibration(name)
+    if found is None:
+        raise MachineError(f"calibration: got extends = {name!r}, expected a machine with a calibration: mend the file")
+    return found
+
+
+def _completed(where: str, data: Table, read: Callable[[str], tuple[str, Table]]) -> Table:
+    """A file with what it leaves to the files that it extends, nearest first."""
+    seen = [where]
+    while "extends" in data:
+        name = data["extends"]
+        if not isinstance(name, str):
+            raise MachineError(f"{where}: extends: got {name!r}, expected the name or path of a machine: mend the file")
+        base, below = read(_beside(seen[-1], name))
+        if base in seen:
+            raise MachineError(f"{where}: extends: got {base} again, expected no circle: mend the file")
+        seen.append(base)
+        above = {key: value for key, value in data.items() if key != "extends"}
+        data = _joined(below, above)
+        if "checks" in data:
+            data["checks"] = [c for c in below.get("checks", []) if _holds(c, above, data)] + above.get("checks", [])
+    return data
+
+
+def _holds(check: Table, above: Table, joined: Table) -> bool:
+    """Whether a check of the file below still speaks of numbers that are there and that the file above left alone."""
+    paths = [path for key in ("of", "per", "equals") for path in _texts(check.get(key))]
+    return all(_states(joined, path) and not _states(above, path) for path in paths)
+
+
+def _texts(value: Any) -> list[str]:
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, str)]
+
+
+def _states(data: Any, path: str) -> bool:
+    """Whether parsed data has something at a dotted path; items of a list go by their name."""
+    head, _, rest = path.partition(".")
+    if isinstance(data, list):
+        data = {item.get("name"): item for item in data if isinstance(item, Mapping)}
+    found = isinstance(data, Mapping) and head in data
+    return found and (not rest or _states(data[head], rest))
+
+
+def _beside(where: str, name: str) -> str:
+    """A machine that a file names: a shipped one, or a path seen from that file."""
+    return str(Path(where).parent / name) if name.endswith(".toml") else name
+
+
+def _joined(below: Any, above: Any) -> Any:
+    if isinstance(below, dict) and isinstance(above, dict) and "value" not in above:
+        return {**below, **{key: _joined(below[key], x) if key in below else x for key, x in above.items()}}
+    if _is_named(below) and _is_named(above):
+        known = {item["name"]: item for item in below}
+        return [_joined(known.get(item["name"], {}), item) for item in above]
+    return above
+
+
+def _is_named(items: Any) -> bool:
+    return isinstance(items, list) and bool(items) and all(isinstance(i, Mapping) and "name" in i for i in items)
 
 
 def _remedy(text: str) -> str:

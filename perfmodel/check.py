@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 from perfmodel.catalog import read_calibration, read_machine
-from perfmodel.spec_file import (
-    CalibrationSpec,
-    Check,
-    MachineSpec,
-    dimension_of,
-    numbers,
-    parse_calibration,
-    parse_machine,
-)
+from perfmodel.schema import CalibrationSpec, Check, MachineSpec, dimension_of, numbers
+from perfmodel.spec_file import parse_calibration, parse_machine
 from perfmodel.units import DIMENSIONS, format_count, to_si
 
 NO_SOURCE = ("", "na", "none", "tbd", "todo", "unknown")
@@ -23,6 +18,15 @@ NO_SOURCE = ("", "na", "none", "tbd", "todo", "unknown")
 
 ROUNDING = 1e-12
 """Relative error of the arithmetic in a check that must hold exactly."""
+
+YEAR = r"(19|20)\d\d(-|$)"
+"""How a date begins."""
+
+SHARES = ("tensor", "attention", "vector", "memory", "all_gather", "reduce_scatter", "all_reduce", "all_to_all")
+"""Numbers of a calibration, by their last name, that are shares of a peak."""
+
+SLIP = 2.0
+"""How far apart two numbers for the same thing may lie before a unit is wrong."""
 
 
 def check_machine(name_or_path: str | Path) -> list[str]:
@@ -34,31 +38,68 @@ def check_machine(name_or_path: str | Path) -> list[str]:
     spec = parse_machine(data, where)
     findings = [f"{where}: {finding}" for finding in _machine_findings(spec)]
     if found := read_calibration(name_or_path):
-        calibration = parse_calibration(found[1], found[0], spec)
-        findings += [f"{found[0]}: {finding}" for finding in _calibration_findings(calibration, spec)]
+        calibration = parse_calibration(found[1], found[0], spec, inherited=found[2])
+        known = {f"tiers.{tier.name}" for tier in (spec if found[2] else calibration).tiers}
+        findings += [f"{found[0]}: {finding}" for finding in _calibration_findings(calibration, spec, known)]
     return findings
 
 
 def _machine_findings(spec: MachineSpec) -> Iterator[str]:
     si = _si(spec)
     yield from _unsourced(spec)
+    yield from _underived(spec)
     for i, check in enumerate(spec.checks):
         yield from (f"checks.{i}: {finding}" for finding in _identity(check, si))
+    yield from _implausible_chip(spec, si)
+    yield from _implausible_links(spec, si)
+    yield from _implausible_costs(spec)
+
+
+def _implausible_chip(spec: MachineSpec, si: Mapping[str, float]) -> Iterator[str]:
+    """Numbers of a chip that contradict each other."""
     if si["chip.memory_reserve"] >= si["chip.memory"]:
         yield "chip.memory_reserve: got as much as chip.memory, expected less: nothing is left to train in"
-    for dtype in sorted(spec.chip.quoted.keys() - spec.chip.tensor.keys()):
-        yield f"chip.quoted.{dtype}: got a peak that chip.tensor lacks, expected one of {', '.join(spec.chip.tensor)}"
+    for dtype in spec.chip.tensor:
+        if si[f"chip.tensor.{dtype}"] < si["chip.vector"]:
+            yield f"chip.tensor.{dtype}: got less than chip.vector, expected the matrix engine to be faster: see units"
+    for dtype in spec.chip.quoted:
+        quoted, peak = si[f"chip.quoted.{dtype}"], si.get(f"chip.tensor.{dtype}")
+        if peak is None:
+            known = ", ".join(spec.chip.tensor)
+            yield f"chip.quoted.{dtype}: got a peak that chip.tensor lacks, expected one of {known}"
+        elif not 1 / SLIP <= quoted / peak <= SLIP:
+            got = f"{quoted / peak:.3g} x chip.tensor.{dtype}"
+            yield f"chip.quoted.{dtype}: got {got}, expected about as much: see the units"
 
 
-def _calibration_findings(calibration: CalibrationSpec, spec: MachineSpec) -> Iterator[str]:
+def _implausible_links(spec: MachineSpec, si: Mapping[str, float]) -> Iterator[str]:
+    """Tiers through which a rank would send faster than its memory reads."""
+    memory = si["chip.memory_bandwidth"] / spec.chip.ranks.value
+    for path, bandwidth in _bandwidths(spec).items():
+        if bandwidth > SLIP * memory:
+            got = format_count(bandwidth, "B/s")
+            yield f"{path}.link: got {got} per rank, expected no more than its memory gives: see unit, links and per"
+
+
+def _implausible_costs(spec: MachineSpec) -> Iterator[str]:
+    """Prices of no date, and a power that nobody vouches for."""
+    for offer in spec.offers:
+        if not re.match(YEAR, offer.date):
+            yield f"offers.{offer.name}.date: got {offer.date!r}, expected the year, as in 2026-10: prices change"
+    if spec.power.chip.kind == "assumed" and spec.power.chip.confidence is None:
+        yield "power.chip.confidence: got nothing, expected high, medium or low: an assumed power is a guess"
+
+
+def _calibration_findings(calibration: CalibrationSpec, spec: MachineSpec, known: Container[str]) -> Iterator[str]:
+    """What cannot be in a calibration, and which tiers it should know; that of another machine need not know all."""
     yield from _unsourced(calibration)
     si = _si(calibration)
     for path, value in si.items():
-        if dimension_of(path) == "count" and path != "pipeline_depth" and value > 1.0:
+        parent, _, name = path.rpartition(".")
+        if (name in SHARES or parent == "efficiency.by_dtype") and value > 1.0:
             yield f"{path}: got {value:g}, expected a share of at most 1: the peak it refers to is too low"
-    known = {tier.name for tier in calibration.tiers}
     for path, bandwidth in _bandwidths(spec).items():
-        if path.removeprefix("tiers.") not in known:
+        if path not in known:
             yield f"{path}: got nothing, expected how this tier of the machine behaves: it is taken as ideal"
         if si.get(f"{path}.relay", 0.0) > bandwidth:
             most = format_count(bandwidth, "B/s")
@@ -77,7 +118,10 @@ def _bandwidths(spec: MachineSpec) -> dict[str, float]:
     """Bandwidth of a rank in one dim, by path of the tier [B/s]."""
     si, ranks = _si(spec), spec.chip.ranks.value
     paths = {f"tiers.{tier.name}": ranks if tier.per == "chip" else 1 for tier in spec.tiers}
-    return {path: si[f"{path}.link"] * si[f"{path}.links"] / share for path, share in paths.items()}
+    return {
+        path: si[f"{path}.link"] * si[f"{path}.links"] / share / si.get(f"{path}.oversubscription", 1.0)
+        for path, share in paths.items()
+    }
 
 
 def _unsourced(spec: MachineSpec | CalibrationSpec) -> Iterator[str]:
@@ -86,19 +130,47 @@ def _unsourced(spec: MachineSpec | CalibrationSpec) -> Iterator[str]:
             yield f"{path}.source: got {number.source!r}, expected where this {number.kind} number comes from"
 
 
+def _underived(spec: MachineSpec) -> Iterator[str]:
+    """Derived numbers that no check derives from anything."""
+    shown = {path for check in spec.checks for path in _paths(check)}
+    for path, number in numbers(spec):
+        if number.kind == "derived" and path not in shown:
+            yield f"{path}: got a derived number, expected one of the checks to show what it follows from: add it"
+
+
+def _paths(check: Check) -> list[str]:
+    of = [check.of] if isinstance(check.of, str) else check.of
+    return [*of, *check.per, *([check.equals] if isinstance(check.equals, str) else [])]
+
+
 def _identity(check: Check, si: Mapping[str, float]) -> Iterator[str]:
     """What is wrong with a check: it names no number, its unit is of another dimension, or it does not hold."""
-    if check.of not in si:
-        close = difflib.get_close_matches(check.of, si, n=1, cutoff=0.0)
-        yield f"got of = {check.of!r}, expected the path of a number: did you mean {close[0]}?"
+    for path in _paths(check):
+        if path not in si:
+            close = difflib.get_close_matches(path, si, n=1, cutoff=0.0)
+            yield f"got {path!r}, expected the path of a number: did you mean {close[0]}?"
+            return
+    of = [check.of] if isinstance(check.of, str) else check.of
+    got = check.times * math.prod(si[path] for path in of) / math.prod(si[path] for path in check.per)
+    words = " x ".join([*of, *([f"{check.times:g}"] if check.times != 1.0 else [])])
+    words += "".join(f" / {path}" for path in check.per)
+    if isinstance(check.equals, str):
+        yield from _compared(check, words, got, si[check.equals], "", check.equals)
         return
-    units, unit = DIMENSIONS[dimension_of(check.of)], check.equals.unit
-    if unit not in units:
-        yield f"got {unit!r}, expected one of {', '.join(units)}: {check.of} is a {dimension_of(check.of)}"
+    unit, dimension = check.equals.unit, dimension_of(of[0])
+    alone = len(of) == 1 and not check.per
+    if alone and unit not in DIMENSIONS[dimension]:
+        yield f"got {unit!r}, expected one of {', '.join(DIMENSIONS[dimension])}: {of[0]} is a {dimension}"
         return
-    got, expected = si[check.of] * check.times / units[unit], check.equals.value
+    scales = [units[unit] for units in DIMENSIONS.values() if unit in units]
+    if not scales:
+        yield f"got {unit!r}, expected a unit: one of {', '.join(u for units in DIMENSIONS.values() for u in units)}"
+        return
+    yield from _compared(check, words, got / scales[0], check.equals.value, f" {unit}", check.equals.source)
+
+
+def _compared(check: Check, words: str, got: float, expected: float, unit: str, source: str) -> Iterator[str]:
     if abs(got - expected) > (check.within + ROUNDING) * expected:
         yield (
-            f"got {check.of} x {check.times:g} = {got:.6g} {unit}, expected {expected:g} {unit} within "
-            f"{100 * check.within:g} % ({check.equals.source})"
+            f"got {words} = {got:.6g}{unit}, expected {expected:.6g}{unit} within {100 * check.within:g} % ({source})"
         )

@@ -2,39 +2,68 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from perfmodel.catalog import read_calibration, read_machine
 from perfmodel.errors import MachineError
-from perfmodel.spec_file import (
-    CalibrationSpec,
-    MachineSpec,
-    TierCalibration,
-    TierSpec,
-    dimension_of,
-    finite_ranks,
-    numbers,
-    parse_calibration,
-    parse_machine,
-)
-from perfmodel.topology import Algorithm, Tier
+from perfmodel.schema import CalibrationSpec, MachineSpec, TierCalibration, TierSpec, dimension_of, numbers
+from perfmodel.spec_file import finite_ranks, parse_calibration, parse_machine, points
+from perfmodel.topology import Algorithm, Curve, Tier
 from perfmodel.units import to_si
 
 ENGINES = ("tensor", "attention", "vector", "memory")
+ELEMENTWISE = ("vector", "scalar", "gpsimd")
 GATHERS = ("all_gather", "reduce_scatter", "all_to_all")
+SERVED = (*GATHERS, "all_reduce")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
     """A number as its file states it."""
 
-    value: float | list[int]
+    value: float | list[Any]
     unit: str
     kind: str
     source: str
     note: str = ""
+    confidence: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """How a rank's matrix engine cuts a matmul up.
+
+    units:    parts that work on output tiles of their own [1]
+    tiles:    output tiles (m, n) and steps along the contraction (k) that the engine offers [elements]
+    fill:     steps along the contraction that a tile loses before its first result [1]
+    operands: how much a small tile loses to fetching its operands: a tile of m by n reaches
+              1 / (1 + operands (1/m + 1/n)) of the rate [elements]
+    mask_block: keys that a causal attention kernel skips together; what a block holds beyond the mask is worked on [1]
+    ramp:     time that a burst of matrix work loses until the clock is up [s]
+    shares:   of the peak that is reached, by element types that differ from the others [1]
+    """
+
+    units: float = 1.0
+    tiles: tuple[tuple[int, int, int], ...] = ((1, 1, 1),)
+    fill: float = 0.0
+    operands: float = 0.0
+    mask_block: float = 0.0
+    ramp: float = 0.0
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A price of the instance that holds a chip."""
+
+    name: str
+    region: str
+    date: str
+    usd_per_hour: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +72,18 @@ class Machine:
 
     tensor_flops:  peak of the matrix engine by element type [FLOP/s]
     quoted_flops:  published peak that MFU is quoted against [FLOP/s]
-    vector_flops:  peak of the elementwise engines [FLOP/s]
+    matrix:        how the matrix engine cuts a matmul up
+    elementwise:   results per second of the vector, scalar (transcendental) and gpsimd (index, random) engines [1/s]
     memory_bytes, memory_reserve_bytes: capacity, and the runtime's own share of it [B]
+    descriptors:   share of the memory bandwidth by the size of rows that are fetched one by one
     efficiency:    reachable share of the tensor, vector and memory peaks, and of the tensor peak inside marked
                    attention kernels; 1 without calibration [1]
     overlap:       share of compute time that each class of collective may hide behind [1]
+    barrier_seconds: what each doubling of the ranks adds to a step that communicates [s]
     pipeline_depth: how far the phases of a hierarchical collective overlap [1]
     group_sizes:   sizes of mesh axes that the runtime supports; an axis that is absent may have any
+    limits:        what the compiler and the runtime take in one graph: instructions, communicators [1]
+    usd_per_chip_hour: by the first of the offers; NaN where no price is published [USD/h]
     """
 
     name: str
@@ -57,17 +91,24 @@ class Machine:
     ranks_per_chip: int
     tensor_flops: Mapping[str, float]
     quoted_flops: Mapping[str, float]
-    vector_flops: float
+    matrix: Matrix
+    elementwise: Mapping[str, float]
     memory_bytes: float
     memory_reserve_bytes: float
     memory_bandwidth: float
+    descriptors: Curve
     efficiency: Mapping[str, float]
     overlap: Mapping[str, float]
     kernel_launch_seconds: float
     step_overhead_seconds: float
+    barrier_seconds: float
     tiers: tuple[Tier, ...]
     pipeline_depth: float
     group_sizes: Mapping[str, tuple[int, ...]]
+    limits: Mapping[str, int]
+    instance: str
+    chips_per_instance: int
+    offers: tuple[Offer, ...]
     usd_per_chip_hour: float
     watts_per_chip: float
     facts: Mapping[str, Fact]
@@ -78,25 +119,54 @@ class Machine:
 def check_chips(machine: Machine, chips: int) -> int:
     """Ranks of `chips` accelerators; raises MachineError unless they fill the fabric evenly."""
     whole = max(finite_ranks(tier.extents for tier in machine.tiers) // machine.ranks_per_chip, 1)
+    parts = _parts(machine, whole)
     unbounded = 0 in machine.tiers[-1].extents
-    if chips < 1 or (whole % chips if chips < whole else chips % whole) or (chips > whole and not unbounded):
-        fitting = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
+    if chips not in parts and not (unbounded and chips > whole and chips % whole == 0):
+        fitting = ", ".join(map(str, parts))
         more = f" or a multiple of {whole}" if unbounded else ""
         raise MachineError(f"chips: got {chips}, expected {fitting}{more} ({machine.title}): change --chips")
     return chips * machine.ranks_per_chip
 
 
+def _parts(machine: Machine, whole: int) -> list[int]:
+    """Numbers of chips, up to the whole bounded fabric, that a job may have."""
+    sliced = [tier for tier in machine.tiers if tier.shapes]
+    if not sliced:
+        return [n for n in range(1, whole + 1) if whole % n == 0]
+    inner = finite_ranks(tier.extents for tier in machine.tiers[: machine.tiers.index(sliced[0])])
+    return sorted({math.prod(shape) * inner // machine.ranks_per_chip for shape in sliced[0].shapes})
+
+
+def slice_of(machine: Machine, ranks: int) -> Machine:
+    """The part of a machine that a job of so many ranks gets: of a torus that is let in parts, the most cubic one."""
+    tiers: list[Tier] = []
+    inner = 1
+    for tier in machine.tiers:
+        fitting = [shape for shape in tier.shapes if math.prod(shape) * inner == ranks]
+        if fitting:
+            tier = replace(tier, extents=min(fitting, key=lambda shape: (sum(shape), shape)))
+        inner *= math.prod(extent or 1 for extent in tier.extents)
+        tiers.append(tier)
+    return replace(machine, tiers=tuple(tiers))
+
+
 def load_machine(name_or_path: str | Path, *, calibrated: bool = True) -> Machine:
     """Read a shipped machine by name, or one from a TOML file with the calibration beside it, `NAME.calibration.toml`.
 
-    `calibrated=False` leaves a pure roofline, as does the lack of a calibration; `assumptions` says so.
-    Raises MachineError with the path of the fault.
+    A file without a calibration of its own is priced by that of the machine it extends. `calibrated=False` leaves a
+    pure roofline, as does the lack of a calibration; `assumptions` says so. Raises MachineError with the path of the
+    fault.
     """
     where, data = read_machine(name_or_path)
     spec = parse_machine(data, where)
     found = read_calibration(name_or_path) if calibrated else None
-    calibration = parse_calibration(found[1], found[0], spec) if found else None
+    calibration = parse_calibration(found[1], found[0], spec, inherited=found[2]) if found else None
     return _machine(spec, calibration, _gaps(spec, calibration, calibrated))
+
+
+def calibrated(spec: MachineSpec, calibration: CalibrationSpec) -> Machine:
+    """The machine of a checked file, with a checked calibration."""
+    return _machine(spec, calibration, _gaps(spec, calibration, True))
 
 
 def _gaps(spec: MachineSpec, calibration: CalibrationSpec | None, wanted: bool) -> tuple[str, ...]:
@@ -105,6 +175,7 @@ def _gaps(spec: MachineSpec, calibration: CalibrationSpec | None, wanted: bool) 
         state = "is not calibrated" if wanted else "is taken without its calibration"
         return (f"{spec.name} {state}: a pure roofline, no overlap",)
     known = {tier.name for tier in calibration.tiers}
+    taken = [f"{spec.name} is priced with the calibration of {calibration.machine}"]
     ideal = (
         f"tier {tier.name} of {spec.name} is not calibrated: collectives reach its full bandwidth"
         for tier in spec.tiers
@@ -115,19 +186,26 @@ def _gaps(spec: MachineSpec, calibration: CalibrationSpec | None, wanted: bool) 
         for path, number in numbers(calibration)
         if number.kind == "assumed" and path.startswith(("efficiency.", "overlap."))
     ]
-    return (*ideal, *([f"assumed, not measured: {', '.join(guesses)}"] if guesses else []))
+    return (
+        *(taken if calibration.machine != spec.name else ()),
+        *ideal,
+        *([f"assumed, not measured: {', '.join(guesses)}"] if guesses else []),
+    )
 
 
 class _Reader:
     """Numbers of a file in SI, by dotted path; lists stay with the facts."""
 
-    def __init__(self, spec: MachineSpec | CalibrationSpec) -> None:
+    def __init__(self, spec: MachineSpec | CalibrationSpec | None) -> None:
         self.facts: dict[str, Fact] = {}
         self.si: dict[str, float] = {}
-        for path, number in numbers(spec):
+        self.curves: dict[str, Curve] = {}
+        for path, number in numbers(spec) if spec else ():
             self.facts[path] = Fact(**number.model_dump())
             if not isinstance(number.value, list):
                 self.si[path] = to_si(number.value, number.unit, dimension_of(path))
+            elif dimension_of(path) == "size":
+                self.curves[path] = tuple((size, share) for size, share in points(number))
 
     def table(self, prefix: str) -> dict[str, float]:
         """Numbers directly under a path."""
@@ -135,29 +213,35 @@ class _Reader:
 
 
 def _machine(spec: MachineSpec, calibration: CalibrationSpec | None, gaps: tuple[str, ...]) -> Machine:
-    read = _Reader(spec)
-    fitted = _Reader(calibration) if calibration else None
-    ranks = spec.chip.ranks.value
-    measured = {tier.name: tier for tier in calibration.tiers} if calibration else {}
-    facts = {**read.facts, **({f"calibration.{k}": v for k, v in fitted.facts.items()} if fitted else {})}
+    read, fitted = _Reader(spec), _Reader(calibration)
+    ranks, chips = spec.chip.ranks.value, spec.instance.chips.value
+    facts = {**read.facts, **{f"calibration.{path}": fact for path, fact in fitted.facts.items()}}
+    offers = _offers(spec)
     return Machine(
         name=spec.name,
         title=spec.title,
         ranks_per_chip=ranks,
         tensor_flops={k: x / ranks for k, x in read.table("chip.tensor").items()},
         quoted_flops={k: x / ranks for k, x in read.table("chip.quoted").items()},
-        vector_flops=read.si["chip.vector"] / ranks,
+        matrix=_matrix(spec, read, fitted),
+        elementwise={name: read.si.get(f"chip.{name}", read.si["chip.vector"]) / ranks for name in ELEMENTWISE},
         memory_bytes=read.si["chip.memory"] / ranks,
         memory_reserve_bytes=read.si["chip.memory_reserve"] / ranks,
         memory_bandwidth=read.si["chip.memory_bandwidth"] / ranks,
-        efficiency=fitted.table("efficiency") if fitted else dict.fromkeys(ENGINES, 1.0),
-        overlap=fitted.table("overlap") if fitted else {},
+        descriptors=read.curves.get("chip.descriptors", ()),
+        efficiency={name: fitted.si.get(f"efficiency.{name}", 1.0) for name in ENGINES},
+        overlap=fitted.table("overlap"),
         kernel_launch_seconds=read.si["chip.kernel_launch"],
         step_overhead_seconds=read.si["chip.step_overhead"],
-        tiers=tuple(_tier(tier, measured.get(tier.name), read, fitted, ranks) for tier in spec.tiers),
-        pipeline_depth=fitted.si["pipeline_depth"] if fitted else 1.0,
+        barrier_seconds=read.si.get("chip.barrier", 0.0),
+        tiers=_tiers(spec, calibration, read, fitted),
+        pipeline_depth=fitted.si.get("pipeline_depth", 1.0),
         group_sizes={axis: tuple(number.value) for axis, number in spec.groups if number},
-        usd_per_chip_hour=read.si["price.instance"] / spec.price.chips.value,
+        limits={name: number.value for name, number in spec.limits if number},
+        instance=spec.instance.name,
+        chips_per_instance=chips,
+        offers=offers,
+        usd_per_chip_hour=offers[0].usd_per_hour / chips if offers else math.nan,
         watts_per_chip=read.si["power.chip"],
         facts=facts,
         assumptions=(*spec.assumptions, *gaps),
@@ -165,33 +249,61 @@ def _machine(spec: MachineSpec, calibration: CalibrationSpec | None, gaps: tuple
     )
 
 
-def _tier(spec: TierSpec, measured: TierCalibration | None, read: _Reader, fitted: _Reader | None, ranks: int) -> Tier:
+def _offers(spec: MachineSpec) -> tuple[Offer, ...]:
+    return tuple(Offer(name=o.name, region=o.region, date=o.date, usd_per_hour=o.price.value) for o in spec.offers)
+
+
+def _matrix(spec: MachineSpec, read: _Reader, fitted: _Reader) -> Matrix:
+    return Matrix(
+        units=spec.chip.units.value / spec.chip.ranks.value if spec.chip.units else 1.0,
+        tiles=tuple((m, n, k) for m, n, k in spec.chip.tiles.value) if spec.chip.tiles else ((1, 1, 1),),
+        fill=fitted.si.get("efficiency.fill", 0.0),
+        operands=fitted.si.get("efficiency.operands", 0.0),
+        mask_block=fitted.si.get("efficiency.mask_block", 0.0),
+        ramp=read.si.get("chip.ramp", 0.0),
+        shares=fitted.table("efficiency.by_dtype"),
+    )
+
+
+def _tiers(spec: MachineSpec, calibration: CalibrationSpec | None, read: _Reader, fitted: _Reader) -> tuple[Tier, ...]:
+    measured = {tier.name: tier for tier in calibration.tiers} if calibration else {}
+    return tuple(_tier(tier, measured.get(tier.name), read, fitted, spec.chip.ranks.value) for tier in spec.tiers)
+
+
+def _tier(spec: TierSpec, measured: TierCalibration | None, read: _Reader, fitted: _Reader, ranks: int) -> Tier:
     path = f"tiers.{spec.name}"
-    share = ranks if spec.per == "chip" else 1
+    oversubscription = read.si.get(f"{path}.oversubscription", 1.0)
+    share = (ranks if spec.per == "chip" else 1) * oversubscription
     bandwidth = read.si[f"{path}.link"] * read.si[f"{path}.links"] / share
     latency = read.si[f"{path}.latency"]
-    algorithms: tuple[Algorithm, ...]
-    if fitted is None or measured is None:
-        algorithms = (Algorithm(name="recursive", latency=latency, efficiency=dict.fromkeys(GATHERS, 1.0)),)
-    else:
-        algorithms = tuple(
-            _algorithm(algorithm.name, f"{path}.algorithms.{algorithm.name}", fitted)
-            for algorithm in measured.algorithms
-        )
+    ideal = Algorithm(name="recursive", latency=latency, efficiency=dict.fromkeys(GATHERS, 1.0))
+    memory = read.si["chip.memory_bandwidth"] / ranks
+    names = [algorithm.name for algorithm in measured.algorithms] if measured else []
     return Tier(
         name=spec.name,
         kind=spec.kind,
         extents=tuple(spec.extents.value),
         bandwidth=(bandwidth,) * len(spec.extents.value),
-        relay=fitted.si.get(f"{path}.relay", 0.0) if fitted else 0.0,
+        relay=fitted.si.get(f"{path}.relay", 0.0),
         latency=latency,
-        algorithms=algorithms,
+        wrap=int(read.si.get(f"{path}.wrap", 0)),
+        together=spec.together,
+        folded=spec.folded,
+        oversubscription=oversubscription,
+        uplink=spec.uplink,
+        rails=spec.rails,
+        shapes=tuple(map(tuple, spec.shapes.value)) if spec.shapes else (),
+        algorithms=tuple(_algorithm(name, f"{path}.algorithms.{name}", fitted, memory) for name in names) or (ideal,),
     )
 
 
-def _algorithm(name: str, path: str, fitted: _Reader) -> Algorithm:
+def _algorithm(name: str, path: str, fitted: _Reader, memory_bandwidth: float) -> Algorithm:
     return Algorithm(
         name=name,
+        base=fitted.si.get(f"{path}.base", 0.0),
+        copy=fitted.si.get(f"{path}.copies", 0.0) / memory_bandwidth,
         latency=fitted.si[f"{path}.latency"],
-        efficiency={kind: fitted.si[f"{path}.{kind}"] for kind in GATHERS},
+        efficiency={kind: fitted.si[f"{path}.{kind}"] for kind in SERVED if f"{path}.{kind}" in fitted.si},
+        curve=fitted.curves.get(f"{path}.curve", ()),
+        up_to=fitted.si.get(f"{path}.up_to", math.inf),
     )

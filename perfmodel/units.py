@@ -14,6 +14,7 @@ DIMENSIONS: Mapping[str, Mapping[str, float]] = {
     "count": {"1": 1.0},
     "price": {"USD/h": 1.0},
     "power": {"W": 1.0},
+    "frequency": {"Hz": 1.0, "MHz": 1e6, "GHz": 1e9},
 }
 """Dimension -> unit -> factor to SI."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from perfmodel.machine import ENGINES, GATHERS, Machine
+from perfmodel.machine import ELEMENTWISE, ENGINES, GATHERS, Machine, Matrix, load_machine
 from perfmodel.topology import Algorithm, Tier
 
 
@@ -31,17 +31,24 @@ def fake_machine(**changes: Any) -> Machine:
         ranks_per_chip=1,
         tensor_flops={"bf16": 1.0, "f16": 1.0, "f32": 1.0},
         quoted_flops={"bf16": 1.0},
-        vector_flops=1.0,
+        matrix=Matrix(),
+        elementwise=dict.fromkeys(ELEMENTWISE, 1.0),
         memory_bytes=1e30,
         memory_reserve_bytes=0.0,
         memory_bandwidth=1.0,
+        descriptors=(),
         efficiency=dict.fromkeys(ENGINES, 1.0),
         overlap={},
         kernel_launch_seconds=0.0,
         step_overhead_seconds=0.0,
+        barrier_seconds=0.0,
         tiers=(tier(),),
         pipeline_depth=1.0,
         group_sizes={},
+        limits={},
+        instance="fake",
+        chips_per_instance=1,
+        offers=(),
         usd_per_chip_hour=3600.0,
         watts_per_chip=1.0,
         facts={},
@@ -49,3 +56,19 @@ def fake_machine(**changes: Any) -> Machine:
         sources=(),
     )
     return replace(machine, **changes)
+
+
+def fat_tree(name: str, *, instances: int, oversubscription: float) -> Machine:
+    """A shipped machine whose network is a leaf switch for so many instances, and a spine that carries less."""
+    machine = load_machine(name)
+    leaf = replace(machine.tiers[-1], extents=(instances,))
+    (bandwidth,) = leaf.bandwidth
+    spine = replace(
+        machine.tiers[-1],
+        name="spine",
+        bandwidth=(bandwidth / oversubscription,),
+        oversubscription=oversubscription,
+        latency=leaf.latency + 5e-6,
+        uplink=True,
+    )
+    return replace(machine, tiers=(*machine.tiers[:-1], leaf, spine))

@@ -35,17 +35,26 @@ def _list(names: list[str], output: Output) -> int:
         raise MachineError(f"hardware list: got {' '.join(names)}, expected no machine: see perfmodel hardware show")
     files = {name: read_machine(name)[1] for name in machine_names()}
     rows = [(name, str(data["title"]), *_headline(data)) for name, data in files.items()]
-    columns = ("name", "machine", ">bf16 peak", ">memory", ">bandwidth", ">ranks", ">USD/h")
-    output.result(lambda: {"machines": {name: data["title"] for name, data in files.items()}}, table(columns, rows))
+    columns = ("name", "machine", ">TFLOP/s", ">GiB", ">TB/s", ">ranks", ">USD/h")
+    title = "Per chip: bf16 peak, memory, its bandwidth, JAX devices, and the price by the first offer"
+    document = {"machines": {name: data["title"] for name, data in files.items()}}
+    output.result(lambda: document, table(columns, rows, title=title))
     return 0
 
 
 def _headline(data: dict[str, Any]) -> tuple[str, ...]:
-    """The numbers per chip that people compare first, as the file states them."""
-    chip, price = data["chip"], data["price"]
-    facts = (chip["quoted"]["bf16"], chip["memory"], chip["memory_bandwidth"], chip["ranks"])
-    shown = (f"{fact['value']:g} {fact['unit']}".removesuffix(" 1") for fact in facts)
-    return (*shown, f"{price['instance']['value'] / price['chips']['value']:.2f}")
+    """The numbers per chip that people compare first."""
+    from perfmodel.units import to_si
+
+    chip, offers = data["chip"], data.get("offers", [])
+    wanted = (
+        (chip["quoted"]["bf16"], "rate of FLOPs", "TFLOP/s"),
+        (chip["memory"], "size", "GiB"),
+        (chip["memory_bandwidth"], "bandwidth", "TB/s"),
+    )
+    shown = (f"{to_si(fact['value'], fact['unit'], kind) / to_si(1, unit, kind):.4g}" for fact, kind, unit in wanted)
+    usd = f"{offers[0]['price']['value'] / data['instance']['chips']['value']:.2f}" if offers else "unknown"
+    return (*shown, str(chip["ranks"]["value"]), usd)
 
 
 def _show(names: list[str], output: Output) -> int:
