@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from perfmodel.collective import AxisCost, axis_cost
 from perfmodel.machine import Machine
 from perfmodel.rows import Table
-from perfmodel.topology import AxisCost, axis_cost
 from perfmodel.work import MESH, Number
 
 
@@ -20,7 +20,7 @@ class Network:
         self._along: dict[tuple[str, tuple[str, ...]], AxisCost] = {}
 
     def cost(self, kind: str, axes: tuple[str, ...]) -> AxisCost:
-        """Latency and seconds per byte of a collective over `axes` (innermost first)."""
+        """Cost of a collective over `axes` (innermost first)."""
         if (kind, axes) not in self._known:
             self._known[kind, axes] = self._over(kind, _runs(axes))
         return self._known[kind, axes]
@@ -30,10 +30,9 @@ class Network:
         total: AxisCost | None = None
         inner: Number = 1.0
         for run in runs:
-            for step in ("reduce_scatter", "all_gather") if kind == "all_reduce" else (kind,):
-                cost = self._run(step, run)
-                cost = cost if kind == "all_to_all" or run is runs[0] else cost.shrunk(inner)
-                total = cost if total is None else total + cost
+            cost = self._run(kind, run)
+            cost = cost if kind == "all_to_all" or run is runs[0] else cost.shrunk(inner)
+            total = cost if total is None else total + cost
             inner = inner * self._size(run)
         assert total is not None
         return total

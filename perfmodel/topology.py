@@ -1,17 +1,17 @@
-"""How a mesh axis lies on the fabric, and what a collective over it costs.
+"""How a mesh axis lies on the fabric: ranks of a group along each dim, how far apart, and the links that it has.
 
 The fabric is a list of tiers, innermost first; a torus tier has several dims. An axis of `size` ranks whose
 neighbours are `stride` ranks apart spreads over the dims in order: dim k, which ends after reach_k ranks, takes
-clip(reach_k / stride, 1, size) ranks in all. A collective runs dim by dim, the inner ones shrinking the bytes that
-the outer ones carry; its phases are pipelined with a given depth. All groups of an axis communicate at once, so a
-group that covers part of a torus dim has neither the links between groups nor those that it shares.
+clip(reach_k / stride, 1, size) ranks in all. All groups of an axis communicate at once, so a group that covers part of
+a torus dim has neither the links between groups nor those that it shares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,29 +22,51 @@ from perfmodel.work import Number
 if TYPE_CHECKING:
     from perfmodel.machine import Machine
 
-KINDS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "permute")
-STEPS = {"ring": formulas.ring_steps, "recursive": formulas.recursive_steps}
+Curve: TypeAlias = tuple[tuple[float, float], ...]
+"""Points (size [B], share [1]), to be interpolated in the logarithms of both; no points: a share of 1."""
+
+RING_OF_FOUR = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    """One way of running a collective on a tier: what a step costs, and the share of bandwidth reached by kind."""
+    """One way of running collectives on a tier.
+
+    latency:    of a step [s]
+    efficiency: share of the bandwidth that large messages reach, by the kinds of collective that it serves
+    base:       of a collective, whatever its steps [s]
+    copy:       of passing each byte through memory, beside the wire [s/B]
+    curve:      how much of that share messages of a size reach
+    up_to:      the largest collective that the runtime runs by it; infinity: wherever it is the fastest [B]
+    """
 
     name: str
     latency: float
     efficiency: Mapping[str, float]
+    base: float = 0.0
+    copy: float = 0.0
+    curve: Curve = ()
+    up_to: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
     """A level of the fabric.
 
-    kind:       "torus" (each dim a ring, both directions usable) or "switch" (one dim)
+    kind:       "torus" (each dim a ring, both directions usable), "switch" or "full" (a link between any two; one dim)
     extents:    ranks or inner tiers along each dim; 0 in the outermost switch means any number
     bandwidth:  of one rank along each dim, in one direction of all its links together [B/s]
     relay:      bandwidth of one rank when the tier passes on what an outer tier brings in, where that is more than
                 it reaches on its own [B/s]
     latency:    of a permute [s]
+    wrap:       extent from which a torus dim closes to a ring; shorter ones are lines
+    together:   whether a dim closes only where all of them do
+    folded:     whether two axes that share a ring of four both have their neighbours side by side, as groups of the
+                runtime need not be contiguous
+    shapes:     extents that a job may have which does not get all of a torus
+    oversubscription: by how much the ports of the tier's members exceed `bandwidth` [1]
+    uplink:     whether what it carries goes through the ports of the switch below, as in a fat tree
+    rails:      whether only members at the same place of the tiers below share a switch
     """
 
     name: str
@@ -54,38 +76,35 @@ class Tier:
     relay: float
     latency: float
     algorithms: tuple[Algorithm, ...]
+    wrap: int = 0
+    together: bool = False
+    folded: bool = False
+    shapes: tuple[tuple[int, ...], ...] = ()
+    oversubscription: float = 1.0
+    uplink: bool = False
+    rails: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AxisCost:
-    """Seconds of a collective over an axis as a function of its bytes: the faster of the runtime's algorithms.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A group along one dim of a tier.
 
-    Each alternative is (latency [s], seconds per byte [s/B]).
+    ranks: of the group along the dim [1]
+    apart: places from one to the next [1]
+    extent: places of the dim; infinity where it is a line, whose ends nothing joins [1]
+    lane:  bandwidth along the dim that a rank has while every group of the axis is at work [B/s]
     """
 
-    alternatives: tuple[tuple[Number, Number], ...]
+    ranks: Number
+    apart: Number
+    extent: float
+    bandwidth: float
+    lane: Number
 
-    def __add__(self, other: AxisCost) -> AxisCost:
-        """One collective after another, both by the same algorithm."""
-        count = max(len(self.alternatives), len(other.alternatives))
-        mine, theirs = (cost.alternatives * (count // len(cost.alternatives)) for cost in (self, other))
-        return AxisCost(tuple((a[0] + b[0], a[1] + b[1]) for a, b in zip(mine, theirs, strict=True)))
 
-    def shrunk(self, factor: Number) -> AxisCost:
-        """The same collective on 1/factor of the bytes."""
-        return AxisCost(tuple((latency, per_byte / factor) for latency, per_byte in self.alternatives))
-
-    def mapped(self, change: Callable[[Number], Number]) -> AxisCost:
-        """The same collective, its numbers passed through a function."""
-        return AxisCost(tuple((change(latency), change(per_byte)) for latency, per_byte in self.alternatives))
-
-    def seconds(self, size: Number) -> Number:
-        """Time for `size` bytes [s]."""
-        (latency, per_byte), *others = self.alternatives
-        best = latency + size * per_byte
-        for latency, per_byte in others:
-            best = np.minimum(best, latency + size * per_byte)
-        return best
+def closes(tier: Tier, extent: int) -> bool:
+    """Whether a torus dim of so many members is a ring."""
+    return (min(tier.extents) if tier.together else extent) >= tier.wrap
 
 
 def split_group(size: Number, stride: Number, tiers: Sequence[Tier]) -> list[list[Number]]:
@@ -116,126 +135,29 @@ def hops(stride: Number, tiers: Sequence[Tier]) -> list[list[Number]]:
     return apart
 
 
-def axis_cost(kind: str, size: Number, stride: Number, machine: Machine) -> AxisCost:
-    """Cost of a collective over a mesh axis; `size` and `stride` in ranks, scalars or arrays."""
-    size, stride = np.asarray(size, dtype=np.float64), np.asarray(stride, dtype=np.float64)
-    dims = _dims(size, stride, machine.tiers)
-    if kind == "permute":
-        return AxisCost((_permute(dims, machine.tiers),))
-    if kind == "all_reduce":
-        halves = [AxisCost(_alternatives(half, dims, machine)) for half in ("reduce_scatter", "all_gather")]
-        return halves[0] + halves[1]
-    return AxisCost(_alternatives(kind, dims, machine))
-
-
-def collective_seconds(kind: str, bytes: Number, size: Number, stride: Number, machine: Machine) -> Number:
-    """Time of one collective [s]; all arguments broadcast."""
-    return axis_cost(kind, size, stride, machine).seconds(bytes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Dim:
-    """A group along one dim: ranks, places from one to the next, the dim's ranks and bandwidth."""
-
-    ranks: Number
-    apart: Number
-    extent: int
-    bandwidth: float
-
-
-def _dims(size: Number, stride: Number, tiers: Sequence[Tier]) -> list[list[_Dim]]:
+def spans(size: Number, stride: Number, tiers: Sequence[Tier]) -> list[list[Span]]:
+    """A group of ranks on every dim of every tier; `size` and `stride` in ranks, scalars or arrays."""
     rows = zip(tiers, split_group(size, stride, tiers), hops(stride, tiers), strict=True)
     return [
-        [
-            _Dim(ranks=n, apart=s, extent=k, bandwidth=b)
-            for n, s, k, b in zip(parts, apart, tier.extents, tier.bandwidth, strict=True)
-        ]
+        [_span(tier, n, s, k, b) for n, s, k, b in zip(parts, apart, tier.extents, tier.bandwidth, strict=True)]
         for tier, parts, apart in rows
     ]
 
 
-def _alternatives(kind: str, dims: Sequence[Sequence[_Dim]], machine: Machine) -> tuple[tuple[Number, Number], ...]:
-    count = max(len(tier.algorithms) for tier in machine.tiers)
-    return tuple(_alternative(kind, i, dims, machine) for i in range(count))
+def _span(tier: Tier, ranks: Number, apart: Number, extent: int, bandwidth: float) -> Span:
+    if tier.folded and extent == RING_OF_FOUR:
+        apart = np.where(ranks * apart > extent - 0.5, np.minimum(apart, 1.0), apart)
+    places = extent if closes(tier, extent) else math.inf
+    lane = _lane(tier, ranks, apart, places, bandwidth)
+    return Span(ranks=ranks, apart=apart, extent=places, bandwidth=bandwidth, lane=lane)
 
 
-def _alternative(kind: str, choice: int, dims: Sequence[Sequence[_Dim]], machine: Machine) -> tuple[Number, Number]:
-    """(latency, seconds per byte) when every tier runs its `choice`-th algorithm (or its last)."""
-    latency: Number = 0.0
-    total: Number = 0.0
-    longest: Number = 0.0
-    inner: Number = 1.0
-    outside = _outside(dims)
-    for tier, row, beyond in zip(machine.tiers, dims, outside, strict=True):
-        algorithm = tier.algorithms[min(choice, len(tier.algorithms) - 1)]
-        latency = latency + algorithm.latency * sum(STEPS[algorithm.name](dim.ranks) for dim in row)
-        phase = _wire(kind, row, tier, algorithm.efficiency[kind], beyond)
-        phase = phase if kind == "all_to_all" else phase / inner
-        total, longest = total + phase, np.maximum(longest, phase)
-        for dim in row:
-            inner = inner * dim.ranks
-    return latency, longest + (total - longest) / machine.pipeline_depth
-
-
-def _outside(dims: Sequence[Sequence[_Dim]]) -> list[Number]:
-    """How many times the group repeats beyond each tier."""
-    beyond: list[Number] = []
-    product: Number = 1.0
-    for row in reversed(dims):
-        beyond.append(product)
-        for dim in row:
-            product = product * dim.ranks
-    return beyond[::-1]
-
-
-def _wire(kind: str, row: Sequence[_Dim], tier: Tier, efficiency: float, beyond: Number) -> Number:
-    """Seconds per byte of one tier. A torus uses the links of all the dims that the group spans; inside a larger
-    group a tier may relay faster than it runs collectives of its own.
-    """
-    lanes = [_lane(dim, tier) for dim in row]
-    if kind == "all_to_all" and tier.kind == "torus":
-        slowest: Number = 0.0
-        for dim, lane in zip(row, lanes, strict=True):
-            slowest = np.maximum(slowest, formulas.all_to_all_ring_seconds_per_byte(dim.ranks, lane * efficiency))
-        return slowest
-    ranks: Number = 1.0
-    bandwidth: Number = 0.0
-    for dim, lane in zip(row, lanes, strict=True):
-        ranks = ranks * dim.ranks
-        bandwidth = bandwidth + np.where(dim.ranks > 1.0, lane, 0.0)
-    own = np.where(ranks > 1.0, bandwidth, min(tier.bandwidth)) * efficiency
-    reached = np.where(beyond > 1.0, np.maximum(own, tier.relay), own)
-    per_byte = {
-        "all_gather": formulas.gather_seconds_per_byte,
-        "reduce_scatter": formulas.gather_seconds_per_byte,
-        "all_to_all": formulas.all_to_all_switch_seconds_per_byte,
-    }
-    return per_byte[kind](ranks, reached)
-
-
-def _lane(dim: _Dim, tier: Tier) -> Number:
-    """Bandwidth along a dim that a rank has while every group of the mesh axis is at work."""
+def _lane(tier: Tier, ranks: Number, apart: Number, extent: float, bandwidth: float) -> Number:
     if tier.kind == "switch":
-        return dim.bandwidth
-    return formulas.ring_bandwidth(dim.ranks, dim.apart, dim.extent, dim.bandwidth)
-
-
-def _permute(dims: Sequence[Sequence[_Dim]], tiers: Sequence[Tier]) -> tuple[Number, Number]:
-    """A send to the next rank along the axis: the slowest tier that some neighbours are apart by."""
-    latency: Number = 0.0
-    per_byte: Number = 0.0
-    for tier, row in zip(tiers, dims, strict=True):
-        for dim in row:
-            per_byte = np.maximum(per_byte, _shift(dim, tier))
-            latency = np.maximum(latency, tier.latency * np.minimum(dim.ranks - 1.0, 1.0))
-    return latency, per_byte
-
-
-def _shift(dim: _Dim, tier: Tier) -> Number:
-    """Seconds per byte of a send to the next rank along a dim."""
-    if tier.kind == "switch":
-        return formulas.permute_seconds_per_byte(dim.ranks, dim.bandwidth)
-    return formulas.permute_ring_seconds_per_byte(dim.ranks, dim.apart, dim.extent, dim.bandwidth)
+        return bandwidth
+    if tier.kind == "full":
+        return formulas.full_mesh_bandwidth(ranks, extent, bandwidth)
+    return formulas.ring_bandwidth(ranks, apart, extent, bandwidth)
 
 
 def unsupported_group(axis: str, size: Number, machine: Machine) -> NDArray[np.bool_]:

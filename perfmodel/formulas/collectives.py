@@ -30,6 +30,14 @@ def recursive_steps(n: Number) -> Number:
     return np.log2(n)
 
 
+def mesh_steps(n: Number) -> Number:
+    """Steps of direct messages to everyone at once: 1, and 0 where the group is a single rank [1].
+
+    Source: Neuron docs, intra-node collectives (mesh).
+    """
+    return np.minimum(n - 1.0, 1.0)
+
+
 def gather_seconds_per_byte(n: Number, b: Number) -> Number:
     """Wire time of all-gather, or of reduce-scatter, per byte of V: (n - 1) / (n b) [s/B].
 
@@ -65,15 +73,23 @@ def ring_bandwidth(n: Number, s: Number, k: Number, b: Number) -> Number:
     return np.where(n * s > k - 0.5, b, b / 2.0) / s
 
 
+def full_mesh_bandwidth(n: Number, k: Number, b: Number) -> Number:
+    """Bandwidth of a rank for a group of n out of k that all have a link to each other: b (n - 1) / (k - 1) [B/s],
+    with b all the k - 1 links of a rank together.
+    """
+    return b * np.maximum(n - 1.0, 1.0) / np.maximum(k - 1.0, 1.0)
+
+
 def permute_seconds_per_byte(n: Number, b: Number) -> Number:
     """Wire time of a permute per byte: 1/b, and 0 where the group is a single rank [s/B]."""
     return np.minimum(n - 1.0, 1.0) / b
 
 
 def permute_ring_seconds_per_byte(n: Number, s: Number, k: Number, b: Number) -> Number:
-    """Wire time per byte of a permute to the rank s places on, along a ring of k: max(1, s (k - s) / k) 2/b [s/B],
-    with b both directions together.
+    """Wire time per byte of a permute to the rank s places on, along a ring of k: max(1, s - s^2 / k) 2/b [s/B],
+    with b both directions together; k infinite: a line.
 
     A shift by one place uses one direction. Longer ones go both ways round, s (k - s) / k links a byte and direction.
+    On a line the last ranks send back to the first ones against the others: s messages on a link either way.
     """
-    return np.minimum(n - 1.0, 1.0) * np.maximum(s * (k - s) / k, 1.0) * 2.0 / b
+    return np.minimum(n - 1.0, 1.0) * np.maximum(s - s * s / k, 1.0) * 2.0 / b
