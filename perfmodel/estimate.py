@@ -5,6 +5,7 @@ Arrays broadcast: one that depends on few of the layout's dims may be small.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -33,6 +34,8 @@ ENGINES = {
     "tensor": "matrix engine",
     "attention": "matrix engine in attention",
     "vector": "vector engine",
+    "scalar": "scalar engine (transcendental functions)",
+    "gpsimd": "gpsimd engine (indices and sorting)",
     "memory": "memory bandwidth",
 }
 LABELS = {
@@ -60,6 +63,7 @@ class Estimate:
                            a scalar estimate: take one with `at`)
     breakdown:             seconds by phase, exposed collective class, bubble and overhead; sums to step_time_s
     memory_parts:          bytes by what holds them; sums to memory_bytes
+    warnings:              what one layout asks too much of a compiler or runtime, without being illegal
     engines:               seconds of the kernels by what decides them: an engine or the memory
 
     Of arrays, `breakdown`, `memory_parts`, `engines`, `bound` and `collectives` are worked out each time that they are
@@ -84,6 +88,7 @@ class Estimate:
     usd_per_million_tokens: Number
     assumptions: tuple[str, ...]
     sources: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
     counted: str = "tokens"
 
     @property
@@ -123,11 +128,14 @@ class Estimate:
     def to_json(self) -> dict[str, Any]:
         """A scalar estimate as plain dicts and lists; collectives that never run are left out."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("collectives", *TABLES)}
+        unknown = {name: None for name, x in plain.items() if isinstance(x, float) and math.isnan(x)}
         return {
             **plain,
+            **unknown,
             "bound": self.bound,
             **{name: dict(getattr(self, name)) for name in TABLES if name != "engines"},
             "reasons": list(self.reasons),
+            "warnings": list(self.warnings),
             "assumptions": list(self.assumptions),
             "sources": list(self.sources),
             "collectives": [
@@ -138,6 +146,7 @@ class Estimate:
                     "bytes": c.bytes,
                     "count": c.count,
                     "seconds": c.seconds,
+                    "optimum": c.optimum,
                 }
                 for c in self.collectives
                 if c.seconds > 0.0
@@ -164,5 +173,5 @@ class _Pick:
 def _pick_collective(c: CollectiveCost, pick: _Pick) -> CollectiveCost:
     """One layout's collective, over those of its axes that have more than one rank there."""
     sizes = {axis: size for axis, size in ((axis, pick(size)) for axis, size in c.sizes.items()) if size > 1.0}
-    picked = {name: pick(getattr(c, name)) for name in ("bytes", "count", "seconds")}
+    picked = {name: pick(getattr(c, name)) for name in ("bytes", "count", "seconds", "optimum")}
     return replace(c, axis="+".join(sizes), sizes=sizes, **picked)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from perfmodel.graph import Op, Work
+from perfmodel.engine import Matmul, attended, executed, matmul, row_bytes
+from perfmodel.graph import Op
 from perfmodel.sharded import LocalOp, ShardedGraph
-from perfmodel.work import Amount, Term, amount, resized
+from perfmodel.work import Amount, Term, amount
 
 SLICES = ("dynamic_slice", "gather")
 """Ops that fetch only some of their first operand."""
@@ -22,6 +23,9 @@ class Kernel:
 
     flops:  FLOPs that the hardware executes, by (engine, element type) [FLOP]
     bytes:  traffic across the kernel's boundary [B]
+    matmul: its shape, where it is one
+    row:    bytes that lie together, where rows are fetched or stored one by one [B]
+    keys:   that each query of a causal attention kernel sees at most [1]
     nodes:  positions of its ops in the region it belongs to, those repeated from other kernels left out
     inputs: copies from outside that it works on
     stored: copies that it writes to memory of their own (not those that alias a view or an updated buffer)
@@ -29,6 +33,9 @@ class Kernel:
 
     flops: Mapping[tuple[str, str], Amount]
     bytes: Amount
+    matmul: Matmul | None = None
+    row: Term | None = None
+    keys: Term | None = None
     phase: str
     label: str
     source: str
@@ -45,7 +52,7 @@ def kernel_of(
     """
     flops: dict[tuple[str, str], list[Term]] = {}
     for local in ops:
-        for engine, dtype, term in _executed(sharded, local):
+        for engine, dtype, term in executed(sharded, local):
             flops.setdefault((engine, dtype), []).append(term)
     main = max(own.values(), key=lambda local: sum(work.flops for work in local.op.work))
     inside = {copy for local in ops for copy in local.results}
@@ -54,6 +61,9 @@ def kernel_of(
     return Kernel(
         flops={key: amount(terms) for key, terms in flops.items()},
         bytes={} if view else amount([*_reads(sharded, ops), *_writes(sharded, ops, needed)]),
+        matmul=matmul(sharded, main),
+        row=row_bytes(sharded, main),
+        keys=attended(sharded, main),
         phase=main.op.phase,
         label=main.op.kind,
         source=main.op.source,
@@ -66,23 +76,6 @@ def kernel_of(
 def _is_view(op: Op) -> bool:
     """Whether an op by itself only renames memory: the consumer reads the original in place."""
     return op.kind in VIEWS and (op.kind != "dynamic_slice" or bool(op.stepped))
-
-
-def _executed(sharded: ShardedGraph, local: LocalOp) -> list[tuple[str, str, Term]]:
-    """(engine, element type, FLOPs that one rank executes) of an op."""
-    found = []
-    for work in local.op.work:
-        term = Term(work.flops * work.share)
-        for i in work.over:
-            factor = sharded.graph.factors[local.op.local[i]]
-            term = resized(term.times(local.axes[i], -1), factor.name, factor.named_size)
-        found.append((_engine(local.op, work), work.dtype, term))
-    return found
-
-
-def _engine(op: Op, work: Work) -> str:
-    """The matrix engine reaches another share of its peak inside attention kernels: the softmax stands in its way."""
-    return "attention" if work.engine == "tensor" and op.kind.startswith("perfmodel.attention") else work.engine
 
 
 def _reads(sharded: ShardedGraph, ops: Sequence[LocalOp]) -> list[Term]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from perfmodel.engine import Matmul
 from perfmodel.fuse import kernels, regions
 from perfmodel.graph import Graph, Op
 from perfmodel.kernel import Kernel
@@ -24,6 +25,9 @@ class Compute:
     flops: Mapping[tuple[str, str], Amount]
     bytes: Amount
     times: Amount
+    matmul: Matmul | None = None
+    row: Term | None = None
+    keys: Term | None = None
     phase: str
     label: str
     repeated: bool
@@ -113,6 +117,9 @@ def _compute(kernel: Kernel, when: _When, stages: Stages) -> Compute:
     return Compute(
         flops=kernel.flops,
         bytes=kernel.bytes,
+        matmul=kernel.matmul,
+        row=kernel.row,
+        keys=kernel.keys,
         times=amount([when.times]),
         phase=when.phase,
         label=kernel.label,
@@ -211,7 +218,7 @@ def _merge_computes(computes: Sequence[Compute]) -> tuple[Compute, ...]:
     merged: dict[object, Compute] = {}
     for c in computes:
         flops = tuple(sorted((k, tuple(sorted(v.items()))) for k, v in c.flops.items()))
-        key = (flops, tuple(sorted(c.bytes.items())), c.phase, c.repeated, c.stages)
+        key = (flops, c.matmul, c.row, c.keys, tuple(sorted(c.bytes.items())), c.phase, c.repeated, c.stages)
         merged[key] = replace(c, times=plus(merged[key].times, c.times)) if key in merged else c
     return tuple(merged.values())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, reduce
 from typing import Any
 
@@ -15,7 +15,8 @@ from perfmodel.errors import LayoutError
 from perfmodel.estimate import Estimate
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout, assignment
-from perfmodel.machine import Machine
+from perfmodel.limits import warnings
+from perfmodel.machine import Machine, slice_of
 from perfmodel.memory import MemoryPlan, MemoryUse, memory_use, plan_memory
 from perfmodel.plan import Plan, analyse
 from perfmodel.price import Costs, price
@@ -79,13 +80,32 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
         raise LayoutError(
             f"layout: got no value in {', '.join(empty)}, expected one for each layout: leave out what is empty"
         )
+    machine = _slice(machine, layout)
     structure = _structure(Identity(graph), layout.zero, layout.sp, layout.ring)
     sizes = layout.sizes(graph)
     costs = price(structure.plan, sizes, machine)
     time = step_time(costs, sizes, machine)
     memory = memory_use(structure.memory, sizes, machine.memory_reserve_bytes)
     broken = violations(graph, structure.constraints, layout, sizes, memory.total, machine)
-    return _estimate(graph, layout, machine, costs, time, memory, broken)
+    estimate = _estimate(graph, layout, machine, costs, time, memory, broken)
+    return (
+        estimate
+        if np.ndim(estimate.step_time_s)
+        else replace(estimate, warnings=warnings(structure.plan, sizes, machine))
+    )
+
+
+def _slice(machine: Machine, layout: Layout) -> Machine:
+    """The part of a machine that layouts of one number of ranks run on, where it is let in parts."""
+    if not any(tier.shapes for tier in machine.tiers):
+        return machine
+    ranks = np.unique(layout.ranks)
+    if len(ranks) > 1:
+        raise LayoutError(
+            f"layout: got from {ranks[0]:g} to {ranks[-1]:g} ranks, expected one number on {machine.name}, where it "
+            f"decides the shape of the torus: ask for each number of ranks by itself"
+        )
+    return slice_of(machine, int(ranks[0]))
 
 
 def _estimate(

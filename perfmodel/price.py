@@ -13,7 +13,10 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from perfmodel.collective import share_at
+from perfmodel.engine import Matmul
 from perfmodel.errors import MachineError
+from perfmodel.formulas import matmul as formulas
 from perfmodel.machine import Machine
 from perfmodel.network import Network
 from perfmodel.plan import Compute, Plan, Traffic
@@ -54,6 +57,7 @@ class CollectiveCost:
 
     axis:  the mesh axes that it may run over, joined by +
     sizes: ranks along each of them [1]
+    optimum: seconds below which no algorithm gets on the links that the groups have, of all together
     """
 
     kind: str
@@ -63,6 +67,7 @@ class CollectiveCost:
     bytes: Number
     count: Number
     seconds: Number
+    optimum: Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +123,16 @@ class _Groups:
 @lru_cache(maxsize=64)
 def _alike(plan: Identity[Plan]) -> _Groups:
     return _Groups(
-        computes=_grouped((c, "", (c.bytes, c.times, *c.flops.values())) for c in plan.it.computes),
+        computes=_grouped((c, "", (c.bytes, c.times, *c.flops.values(), *_sizes(c))) for c in plan.it.computes),
         traffics=_grouped((t, t.axes[-1], (amount([t.bytes]), t.times, _apart(t.axes))) for t in plan.it.traffics),
     )
+
+
+def _sizes(kernel: Compute) -> list[Amount]:
+    """What else a kernel's time depends on: the sizes of its matmul, of its rows and of its keys."""
+    shape = kernel.matmul
+    terms = (*((shape.m, shape.n, shape.k, shape.batch) if shape else ()), kernel.row, kernel.keys)
+    return [amount([term]) for term in terms if term is not None]
 
 
 def _apart(axes: Sequence[str]) -> Amount:
@@ -193,18 +205,46 @@ def _slowest(seconds: Mapping[str, Number]) -> Number:
 
 def kernel_seconds(kernel: Compute, evaluate: Evaluator, machine: Machine) -> dict[str, Number]:
     """Seconds that each engine and the memory need for one kernel on one rank; the slowest of them decides."""
-    seconds: dict[str, Number] = {
-        "memory": evaluate.amount(kernel.bytes) / (machine.memory_bandwidth * machine.efficiency["memory"])
-    }
+    bandwidth: Number = machine.memory_bandwidth * machine.efficiency["memory"]
+    if kernel.row is not None:
+        bandwidth = bandwidth * share_at(machine.descriptors, evaluate.term(kernel.row))
+    seconds: dict[str, Number] = {"memory": evaluate.amount(kernel.bytes) / bandwidth}
+    if kernel.matmul is not None:
+        seconds["tensor"] = _matmul_seconds(kernel.matmul, evaluate, machine)
     for (engine, dtype), flops in kernel.flops.items():
-        rate = machine.vector_flops if engine == "vector" else tensor_rate(machine, dtype)
-        _add(seconds, engine, evaluate.amount(flops) / (rate * machine.efficiency[engine]))
+        if engine == "tensor" and kernel.matmul is not None:
+            continue
+        rate = machine.elementwise[engine] if engine in machine.elementwise else tensor_rate(machine, dtype)
+        share = machine.efficiency["vector" if engine in machine.elementwise else engine]
+        _add(seconds, engine, evaluate.amount(flops) / (rate * share))
+    if kernel.keys is not None:
+        blocks = 1.0 + machine.matrix.mask_block / evaluate.term(kernel.keys)
+        seconds["attention"] = seconds["attention"] * blocks
     return seconds
+
+
+def _matmul_seconds(matmul: Matmul, evaluate: Evaluator, machine: Machine) -> Number:
+    """Seconds of a matmul by the best of the engine's tiles."""
+    engine = machine.matrix
+    m, n, k, batch = (evaluate.term(size) for size in (matmul.m, matmul.n, matmul.k, matmul.batch))
+    share = engine.shares.get(tensor_name(matmul.dtype), machine.efficiency["tensor"])
+    rate = tensor_rate(machine, matmul.dtype) * share
+    seconds: Number = np.inf
+    for tile in engine.tiles:
+        for rows, columns in ((m, n), (n, m)):
+            flops = formulas.padded_flops(rows, columns, k, batch, tile, engine.units, engine.fill)
+            seconds = np.minimum(seconds, flops / (rate * formulas.operand_share(tile, engine.operands)))
+    return seconds + engine.ramp
+
+
+def tensor_name(dtype: str) -> str:
+    """The rate of a machine file that a StableHLO element type runs at."""
+    return "f8" if dtype.startswith("f8") else DTYPES.get(dtype, dtype)
 
 
 def tensor_rate(machine: Machine, dtype: str) -> float:
     """Peak matmul rate of one rank for a StableHLO element type [FLOP/s]."""
-    name = "f8" if dtype.startswith("f8") else DTYPES.get(dtype, dtype)
+    name = tensor_name(dtype)
     if name not in machine.tensor_flops:
         known = ", ".join(sorted(machine.tensor_flops))
         raise MachineError(
@@ -215,12 +255,15 @@ def tensor_rate(machine: Machine, dtype: str) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Haul:
-    """Equal collectives as priced: bytes and seconds of each, and how many at a time, for each kind of layout."""
+    """Equal collectives as priced: bytes and seconds of each, the bound of each, and how many at a time, for each kind
+    of layout.
+    """
 
     traffic: Traffic
     kinds: Kinds
     bytes: Number
     each: Number
+    bound: Number
     times: Number
 
     def cost(self, sizes: Mapping[str, Number]) -> CollectiveCost:
@@ -239,6 +282,7 @@ class _Haul:
             bytes=spread(self.bytes),
             count=spread(self.times) * runs,
             seconds=spread(self.times * self.each) * runs,
+            optimum=spread(self.times * self.bound) * runs,
         )
 
 
@@ -256,9 +300,10 @@ def _price_traffic(
         here: dict[Place, Number] = {}
         for t in alike.items:
             size, times = evaluate.term(t.bytes), evaluate.amount(t.times)
-            each = network.cost(t.kind, t.axes).seconds(size)
+            cost = network.cost(t.kind, t.axes)
+            each = cost.seconds(size)
             _add(here, Place(repeated=t.repeated, stages=t.stages, part=t.klass), times * each)
-            hauls[id(t)] = _Haul(traffic=t, kinds=kinds, bytes=size, each=each, times=times)
+            hauls[id(t)] = _Haul(traffic=t, kinds=kinds, bytes=size, each=each, bound=cost.optimum(size), times=times)
         for place, value in here.items():
             _add(communication, place, kinds.spread(value))
     return communication, hauls

@@ -21,7 +21,7 @@ import numpy as np
 
 from perfmodel.machine import Machine
 from perfmodel.price import Costs, Place
-from perfmodel.work import MICROBATCH, Late, Number
+from perfmodel.work import MESH, MICROBATCH, Late, Number
 
 CLASSES = ("tensor", "context", "expert", "fsdp", "batch", "pipeline")
 PHASES = ("forward", "recompute", "backward", "update")
@@ -44,12 +44,20 @@ def step_time(costs: Costs, sizes: Mapping[str, Number], machine: Machine) -> St
     """Time of one training step for given costs and axis sizes."""
     stages = [_Stage(costs, view, sizes[MICROBATCH]) for view in VIEWS]
     expected, lower, upper = (
-        _Step(stages, sizes["pp"], overlap, machine.step_overhead_seconds)
+        _Step(stages, sizes["pp"], overlap, _overhead(sizes, machine))
         for overlap in (machine.overlap, dict.fromkeys((*CLASSES, DATA), 1.0), {})
     )
     return StepTime(
         expected=expected.total, lower=lower.total, upper=upper.total, parts=Late(PARTS, expected.seconds_of)
     )
+
+
+def _overhead(sizes: Mapping[str, Number], machine: Machine) -> Number:
+    """Fixed cost of a step: ranks that communicate wait for each other, longer with each doubling of them."""
+    ranks: Number = 1.0
+    for axis in MESH:
+        ranks = ranks * sizes[axis]
+    return machine.step_overhead_seconds + machine.barrier_seconds * np.log2(ranks)
 
 
 class _Stage:
@@ -77,7 +85,7 @@ class _Stage:
 class _Step:
     """A step of the slowest stage, under given overlap."""
 
-    def __init__(self, stages: Sequence[_Stage], pp: Number, overlap: Mapping[str, float], overhead: float) -> None:
+    def __init__(self, stages: Sequence[_Stage], pp: Number, overlap: Mapping[str, float], overhead: Number) -> None:
         self._stages, self._pp, self._overhead = stages, pp, overhead
         self._exposed = [exposed_seconds(stage.traffic, stage.microbatch, overlap) for stage in stages]
         only, first, last = map(self._step, range(len(VIEWS)))

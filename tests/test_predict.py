@@ -21,7 +21,7 @@ from perfmodel.errors import LayoutError
 from perfmodel.estimate import ARRAYS, TABLES, Estimate
 from perfmodel.graph import Graph
 from perfmodel.layout import AXES, Layout
-from perfmodel.machine import Machine, load_machine
+from perfmodel.machine import ELEMENTWISE, Machine, load_machine
 from perfmodel.models import load_program, read_config
 from perfmodel.predict import predict
 from perfmodel.schedule import CLASSES
@@ -86,7 +86,9 @@ def test_a_matmul_takes_its_bytes_where_bandwidth_is_scarce(dp: int, tp: int) ->
 
 def test_a_chain_of_elementwise_ops_takes_the_bytes_of_its_ends() -> None:
     chain = traced(lambda x, y: jnp.tanh(x * y) + x, x=(spec(M, K), ("batch", None)), y=(spec(M, K), ("batch", None)))
-    estimate = predict(chain, Layout(mb=M, global_batch=M, recompute="none"), fake_machine(vector_flops=1e9))
+    estimate = predict(
+        chain, Layout(mb=M, global_batch=M, recompute="none"), fake_machine(elementwise=dict.fromkeys(ELEMENTWISE, 1e9))
+    )
     assert estimate.step_time_s == (2 + 1) * BF16 * M * K
 
 
@@ -96,7 +98,9 @@ def test_two_kernels_follow_each_other_and_each_launch_costs() -> None:
     """
     two = traced(lambda x, w: jnp.tanh(x @ w), x=(spec(M, K), ("batch", None)), w=(spec(K, N), (None, None)))
     layout = Layout(mb=M, global_batch=M, recompute="none")
-    estimate = predict(two, layout, fake_machine(vector_flops=1e9, kernel_launch_seconds=0.5))
+    estimate = predict(
+        two, layout, fake_machine(elementwise=dict.fromkeys(ELEMENTWISE, 1e9), kernel_launch_seconds=0.5)
+    )
     assert estimate.step_time_s == 2 * M * K * N + 0.5 + 2 * BF16 * M * N + 0.5
 
 
@@ -119,7 +123,7 @@ def test_a_reduced_matmul_waits_for_its_all_reduce() -> None:
     assert all_reduce.seconds == wire
 
 
-ONLY_MATMULS = {"memory_bandwidth": math.inf, "vector_flops": math.inf}
+ONLY_MATMULS = {"memory_bandwidth": math.inf, "elementwise": dict.fromkeys(ELEMENTWISE, math.inf)}
 
 
 @pytest.mark.parametrize("pp", [1, 2, 3, 6])
@@ -164,7 +168,11 @@ def test_gradients_are_reduced_once_whatever_the_number_of_microbatches() -> Non
     ("layout", "changes", "bound"),
     [
         (Layout(global_batch=G), {**ONLY_MATMULS}, "matrix engine"),
-        (Layout(global_batch=G), {"tensor_flops": {"bf16": 1e9}, "vector_flops": 1e9}, "memory bandwidth"),
+        (
+            Layout(global_batch=G),
+            {"tensor_flops": {"bf16": 1e9}, "elementwise": dict.fromkeys(ELEMENTWISE, 1e9)},
+            "memory bandwidth",
+        ),
         (Layout(global_batch=G), {"tensor_flops": {"bf16": 1e9}, "memory_bandwidth": 1e9}, "vector engine"),
         (Layout(global_batch=G), {"step_overhead_seconds": 1e12}, "step overhead"),
         (Layout(tp=8, zero=0, global_batch=G), {"tiers": (tier(bandwidth=1e-3),)}, "tensor-parallel collectives"),
@@ -298,7 +306,7 @@ layouts = st.builds(
     Layout,
     **{axis: st.sampled_from([1, 2, 4]) for axis in AXES},
     mb=st.sampled_from([1, 2]),
-    global_batch=st.sampled_from([64, 128]),
+    global_batch=st.sampled_from([128, 256]),  # a microbatch at least, however the ranks share it
     zero=st.integers(0, 3),
     sp=st.booleans(),
 )
@@ -348,7 +356,7 @@ def endless(on: Machine) -> Machine:
             bandwidth=(1e30,) * len(t.bandwidth),
             relay=1e30,
             latency=0.0,
-            algorithms=tuple(replace(a, latency=0.0) for a in t.algorithms),
+            algorithms=tuple(replace(a, latency=0.0, base=0.0, copy=0.0) for a in t.algorithms),
         )
         for t in on.tiers
     )
@@ -369,7 +377,7 @@ def test_no_faster_part_makes_a_step_slower(layout: Layout, name: str, engine: s
     slow = machine(name)
     changes: Mapping[str, Any] = {
         "tensor": {"tensor_flops": {dtype: 2 * rate for dtype, rate in slow.tensor_flops.items()}},
-        "vector": {"vector_flops": 2 * slow.vector_flops},
+        "vector": {"elementwise": {name: 2 * x for name, x in slow.elementwise.items()}},
         "memory": {"memory_bandwidth": 2 * slow.memory_bandwidth},
         "network": {
             "tiers": tuple(

@@ -15,16 +15,17 @@ from jax import lax
 from machines import fake_machine, tier
 from programs import B, D, F, L, S, block, mlp_graph, spec
 
+from perfmodel.collective import collective_seconds
 from perfmodel.errors import MachineError
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout, assignment
+from perfmodel.machine import ELEMENTWISE
 from perfmodel.models import load_program, read_config
 from perfmodel.network import Network
 from perfmodel.plan import Compute, Plan, analyse, klass_of
 from perfmodel.price import kernel_seconds, price, tensor_rate
 from perfmodel.shard import shard
 from perfmodel.stage import EVERY, FIRST, LAST, StageMap, together
-from perfmodel.topology import collective_seconds
 from perfmodel.trace import Argument, Program, trace
 from perfmodel.work import MESH, ONE, SYMBOLS, Amount, Evaluator
 
@@ -74,7 +75,7 @@ def kernel(bytes: float, **flops: float) -> Compute:
 def test_each_engine_and_the_memory_need_their_work_over_their_rate() -> None:
     machine = fake_machine(
         tensor_flops={"bf16": 8.0},
-        vector_flops=4.0,
+        elementwise=dict.fromkeys(ELEMENTWISE, 4.0),
         memory_bandwidth=2.0,
         efficiency={"tensor": 0.5, "attention": 0.25, "vector": 0.5, "memory": 0.5},
     )
@@ -263,11 +264,16 @@ def test_a_program_without_gradients_is_all_forward_pass() -> None:
 
 
 def test_equal_kernels_are_priced_once_and_counted_twice() -> None:
-    """Up and down projections have the same FLOPs and bytes, so a layer's two are one entry."""
+    """Up and down projections have the same FLOPs and bytes but not the same shape; those to keys and to values, and
+    gate and up, are alike in all.
+    """
     layout = Layout(global_batch=24)
     evaluate = Evaluator(layout.sizes(mlp()))
-    (dots,) = [c for c in plan(mlp()).computes if c.label == "dot_general" and c.phase == "forward"]
-    assert evaluate.amount(dots.times) == 2 * L
+    dots = [c for c in plan(mlp()).computes if c.label == "dot_general" and c.phase == "forward"]
+    assert [evaluate.amount(c.times) for c in dots] == [L, L]
+    found = analyse(shard(model("llama3.2-1b"), assignment(zero=0, sp=True)))
+    times = [evaluate.amount(c.times) for c in found.computes if c.label == "dot_general" and c.phase == "forward"]
+    assert sorted(times) == [1, 16, 16, 16, 32, 32]
 
 
 # -- stages -------------------------------------------------------------------------------------------------------

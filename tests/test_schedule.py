@@ -15,6 +15,7 @@ from perfmodel.machine import Machine
 from perfmodel.price import Costs, Place
 from perfmodel.schedule import CLASSES, PHASES, StepTime, exposed_seconds, step_time
 from perfmodel.stage import EVERY, FIRST, LAST, Stages
+from perfmodel.work import MESH
 
 Seconds = Mapping[Place, Any]
 
@@ -33,7 +34,7 @@ def timed(
     compute: Seconds, communication: Seconds, *, M: Any = 1.0, pp: Any = 1.0, machine: Machine | None = None
 ) -> StepTime:
     costs = Costs(compute=compute, engine={}, communication=communication, collectives=(), model_flops=0.0)
-    return step_time(costs, {"microbatch": M, "pp": pp}, machine or fake_machine())
+    return step_time(costs, {**dict.fromkeys(MESH, 1.0), "microbatch": M, "pp": pp}, machine or fake_machine())
 
 
 # -- overlap ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 
@@ -38,6 +39,8 @@ def estimate_report(estimate: Estimate) -> Iterator[RenderableType]:
     yield _shares("Where the time goes", estimate.breakdown, format_seconds, PARTS)
     yield _shares("What fills the memory of a rank", estimate.memory_parts, format_bytes, {})
     yield _collectives(estimate)
+    if estimate.warnings:
+        yield pairs([("", line) for line in estimate.warnings], title="Warnings")
     yield pairs([("", line) for line in estimate.assumptions], title="Assumptions")
 
 
@@ -63,6 +66,8 @@ def summary(estimate: Estimate) -> Iterator[tuple[str, str]]:
 
 def dollars(amount: float) -> str:
     """`$143.04`, `$0.0421`."""
+    if math.isnan(amount):
+        return "no published price"
     return f"${amount:,.2f}" if amount >= 1.0 else f"${amount:.3g}"
 
 
@@ -79,19 +84,21 @@ def _shares(
 
 def _collectives(estimate: Estimate) -> RenderableType:
     """What runs, equal collectives of all phases together, the longest first."""
-    merged: dict[tuple[str, str, float], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    merged: dict[tuple[str, str, float], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for c in estimate.collectives:
         if c.seconds > 0.0:
             entry = merged[c.kind.replace("_", "-"), c.axis, float(c.bytes)]
             entry[0] += float(c.count)
             entry[1] += float(c.seconds)
+            entry[2] += float(c.optimum)
     ordered = sorted(merged.items(), key=lambda item: -item[1][1])
     rows = [
-        (kind, axis, format_bytes(size), f"{count:,.0f}", format_seconds(seconds))
-        for (kind, axis, size), (count, seconds) in ordered[:COLLECTIVES]
+        (kind, axis, format_bytes(size), f"{count:,.0f}", format_seconds(seconds), f"{100 * optimum / seconds:.0f} %")
+        for (kind, axis, size), (count, seconds, optimum) in ordered[:COLLECTIVES]
     ]
     if rest := ordered[COLLECTIVES:]:
-        count, seconds = (sum(entry[i] for _, entry in rest) for i in (0, 1))
-        rows.append((f"{len(rest)} smaller kinds", "", "", f"{count:,.0f}", format_seconds(seconds)))
-    columns = ("collective", "axes", ">bytes each", ">per step", ">seconds in all")
+        count, seconds, optimum = (sum(entry[i] for _, entry in rest) for i in (0, 1, 2))
+        share = f"{100 * optimum / seconds:.0f} %"
+        rows.append((f"{len(rest)} smaller kinds", "", "", f"{count:,.0f}", format_seconds(seconds), share))
+    columns = ("collective", "axes", ">bytes each", ">per step", ">seconds in all", ">of optimum")
     return table(columns, rows, title="Collectives on one rank, before overlap")

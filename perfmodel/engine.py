@@ -1,0 +1,121 @@
+"""Which engine of a rank runs an op's work, and in what shape: matmuls with their local sizes, elementwise work by what
+kind of function it is, rows that are fetched one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from perfmodel.graph import DTYPE_BYTES, Op, Work
+from perfmodel.sharded import LocalOp, ShardedGraph
+from perfmodel.work import Term, resized
+
+TRANSCENDENTAL = (
+    "atan2 cbrt cosine exponential exponential_minus_one log log_plus_one logistic power rsqrt sine sqrt tan tanh "
+    "chlo.acos chlo.acosh chlo.asin chlo.asinh chlo.atan chlo.atanh chlo.bessel_i1e chlo.cosh chlo.digamma chlo.erf "
+    "chlo.erf_inv chlo.erfc chlo.lgamma chlo.polygamma chlo.sinh chlo.tan chlo.zeta"
+)
+SCALAR = frozenset(TRANSCENDENTAL.split())
+GPSIMD = frozenset({"sort", "chlo.top_k", "ApproxTopK", "scatter", "select_and_scatter", "rng_bit_generator"})
+ROWS = {"gather": None, "scatter": 2}
+"""Ops that fetch or store rows one by one: the operand whose rows they are, or None for the result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matmul:
+    """`batch` products of an m x k by a k x n matrix, as one rank runs them; m and n may change places."""
+
+    dtype: str
+    m: Term
+    n: Term
+    k: Term
+    batch: Term
+
+
+def matmul(sharded: ShardedGraph, local: LocalOp) -> Matmul | None:
+    """The matmul of a `dot_general`; of other ops the shape is not known."""
+    op = local.op
+    if op.kind != "dot_general":
+        return None
+    (work,) = op.work
+    left, right = ({i for dim in dims for i in dim} for dims in op.operand_dims)
+    result = {i for dim in op.result_dims[0] for i in dim}
+
+    def size(indices: Iterable[int]) -> Term:
+        term = Term(1.0)
+        for i in sorted(indices):
+            term = term * _local_size(sharded, local, i)
+        return term
+
+    m, n = sorted(
+        (size((left & result) - right), size((right & result) - left)), key=lambda t: (t.exponents, t.coefficient)
+    )
+    return Matmul(
+        dtype=work.dtype,
+        m=m,
+        n=n,
+        k=size((left | right) - result),
+        batch=size(left & right & result),
+    )
+
+
+def _local_size(sharded: ShardedGraph, local: LocalOp, i: int) -> Term:
+    factor = sharded.graph.factors[local.op.local[i]]
+    term = Term(float(factor.size)).times(local.axes[i], -1)
+    return resized(term, factor.name, factor.named_size)
+
+
+def executed(sharded: ShardedGraph, local: LocalOp) -> list[tuple[str, str, Term]]:
+    """(engine, element type, FLOPs that one rank executes) of an op.
+
+    Of a marked attention kernel only its matmuls are told: the share of the matrix engine's peak that such kernels
+    reach is measured with their softmax.
+    """
+    attention = local.op.kind.startswith("perfmodel.attention")
+    return [
+        (_engine(local.op, work), work.dtype, _flops(sharded, local, work))
+        for work in local.op.work
+        if work.engine == "tensor" or not attention
+    ]
+
+
+def _flops(sharded: ShardedGraph, local: LocalOp, work: Work) -> Term:
+    term = Term(work.flops * work.share)
+    for i in work.over:
+        factor = sharded.graph.factors[local.op.local[i]]
+        term = resized(term.times(local.axes[i], -1), factor.name, factor.named_size)
+    return term
+
+
+def _engine(op: Op, work: Work) -> str:
+    """The matrix engine reaches another share of its peak inside attention kernels: the softmax stands in its way."""
+    if work.engine == "tensor":
+        return "attention" if op.kind.startswith("perfmodel.attention") else "tensor"
+    if op.kind in SCALAR:
+        return "scalar"
+    return "gpsimd" if op.kind in GPSIMD else "vector"
+
+
+def attended(sharded: ShardedGraph, local: LocalOp) -> Term | None:
+    """Keys that each query of a causal attention kernel sees at most, on one rank; None for other ops [1]."""
+    causal = any(work.share < 1.0 for work in local.op.work)
+    if not local.op.kind.startswith("perfmodel.attention") or not causal:
+        return None
+    term = Term(1.0)
+    for i in local.op.operand_dims[1][1]:
+        term = term * _local_size(sharded, local, i)
+    return term
+
+
+def row_bytes(sharded: ShardedGraph, local: LocalOp) -> Term | None:
+    """Bytes that lie together of what an op fetches or stores row by row, on one rank; None for other ops [B]."""
+    if local.op.kind not in ROWS:
+        return None
+    operand = ROWS[local.op.kind]
+    dims = local.op.result_dims[0] if operand is None else local.op.operand_dims[operand]
+    value = local.op.results[0] if operand is None else local.op.operands[operand]
+    term = Term(DTYPE_BYTES[sharded.graph.values[value].dtype])
+    for i in dims[-1] if dims else ():
+        term = term * _local_size(sharded, local, i)
+    return term
