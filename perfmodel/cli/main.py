@@ -29,10 +29,11 @@ OWN = {
     "trace": "perfmodel.cli.trace",
     "estimate": "perfmodel.cli.estimate",
     "verify": "perfmodel.cli.verify",
+    "calibrate": "perfmodel.cli.calibrate",
     "hardware": "perfmodel.cli.hardware",
 }
-ORDER = ("trace", "estimate", "tune", "verify", "hardware")
-PLANNED = ("simulate", "compare", "calibrate", "validate", "measure")
+ORDER = ("trace", "estimate", "tune", "verify", "calibrate", "hardware")
+PLANNED = ("simulate", "compare", "validate", "measure")
 
 
 class Command(Protocol):

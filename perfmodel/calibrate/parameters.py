@@ -1,0 +1,116 @@
+"""Numbers of a calibration that measurements can tell, as a vector of parameters with bounds."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Data: TypeAlias = dict[str, Any]
+
+ENGINES = ("tensor", "attention", "vector", "memory", "fill", "operands", "mask_block")
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "latency": (1e-8, 1e-3),
+    "base": (1e-7, 1e-2),
+    "copies": (1e-2, 20.0),
+    "fill": (1e-2, 100.0),
+    "operands": (1e-1, 500.0),
+    "mask_block": (1.0, 65536.0),
+}
+"""Last part of a path -> bounds of the number there, in SI; everything else is a share of a peak."""
+
+NEUTRAL: Mapping[str, float] = {
+    "latency": 5e-6,
+    "base": 1e-5,
+    "copies": 1.0,
+    "fill": 1.0,
+    "operands": 10.0,
+    "mask_block": 1024.0,
+    "attention": 0.5,
+}
+"""Last part of a path -> what one would guess there before any measurement, in SI; everything else is `GUESS`."""
+
+GUESS = 0.7
+SHARE = (0.01, 1.0)
+CURVE = (0.07, 1.0)
+"""Of points of a curve that are a factor of 16 apart in size, so that shares rise no faster than sizes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A number to be fitted: its keys in the parsed file, start, a guess that has seen no row, and bounds [SI].
+
+    `point` is the position in a curve whose share this is.
+    """
+
+    path: str
+    keys: tuple[str | int, ...]
+    start: float
+    neutral: float
+    bounds: tuple[float, float]
+    scale: float
+
+
+def parameters(data: Data, scales: Mapping[str, float]) -> list[Parameter]:
+    """Efficiencies and collective constants of a calibration; `scales` turn units to SI."""
+    found = []
+    for path, keys, value, unit in _numbers(data):
+        name = path.rpartition(".")[2]
+        scale = scales[unit] if name in ("latency", "base") else 1.0
+        low, high = CURVE if ".curve." in path else BOUNDS.get(name, SHARE)
+        found.append(
+            Parameter(
+                path=path,
+                keys=keys,
+                start=min(max(value * scale, low), high),
+                neutral=NEUTRAL.get(name, GUESS),
+                bounds=(low, high),
+                scale=scale,
+            )
+        )
+    return found
+
+
+def _numbers(data: Data) -> Iterator[tuple[str, tuple[str | int, ...], float, str]]:
+    for name in ENGINES:
+        if name in data["efficiency"]:
+            number = data["efficiency"][name]
+            yield f"efficiency.{name}", ("efficiency", name, "value"), float(number["value"]), number["unit"]
+    for name, number in data["efficiency"].get("by_dtype", {}).items():
+        keys: tuple[str | int, ...] = ("efficiency", "by_dtype", name, "value")
+        yield f"efficiency.by_dtype.{name}", keys, float(number["value"]), number["unit"]
+    for i, tier in enumerate(data["tiers"]):
+        for j, algorithm in enumerate(tier["algorithms"]):
+            where = f"tiers.{tier['name']}.algorithms.{algorithm['name']}"
+            keys = ("tiers", i, "algorithms", j)
+            for name in ("latency", "base", "copies", "all_gather", "reduce_scatter", "all_reduce", "all_to_all"):
+                if name in algorithm:
+                    number = algorithm[name]
+                    yield f"{where}.{name}", (*keys, name, "value"), float(number["value"]), number["unit"]
+            for p, (size, share) in enumerate(algorithm.get("curve", {}).get("value", ())):
+                if share < 1.0:
+                    yield f"{where}.curve.{size:g}", (*keys, "curve", "value", p, 1), float(share), "1"
+
+
+def with_values(data: Data, found: Sequence[Parameter], values: Sequence[float]) -> Data:
+    """A calibration with other numbers [SI]."""
+    changed = copy.deepcopy(data)
+    for parameter, value in zip(found, values, strict=True):
+        place, last = parent(changed, parameter)
+        place[last] = value / parameter.scale
+    return changed
+
+
+def parent(data: Any, parameter: Parameter) -> tuple[Any, str | int]:
+    """The table or list that holds a parameter's number, and its key there."""
+    *places, last = parameter.keys
+    for place in places:
+        data = data[place]
+    return data, last
+
+
+def rounded(value: float) -> float:
+    """Three significant digits: what a fit can tell."""
+    return float(round(value, 2 - math.floor(math.log10(abs(value))))) if value else 0.0
