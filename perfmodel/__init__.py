@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perfmodel.calibrate import Calibration, calibrate
     from perfmodel.errors import (
         AxisNameError,
         LayoutError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from perfmodel.graph_file import load_graph
     from perfmodel.layout import Layout
     from perfmodel.machine import Machine, check_chips, load_machine
+    from perfmodel.mesh import Mesh
     from perfmodel.models import load_program
     from perfmodel.predict import predict
     from perfmodel.propose import propose
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Argument": "trace",
     "AxisNameError": "errors",
+    "Calibration": "calibrate",
     "Estimate": "estimate",
     "Graph": "graph",
     "Hints": "trace",
@@ -46,12 +49,14 @@ _HOMES = {
     "LayoutError": "errors",
     "Machine": "machine",
     "MachineError": "errors",
+    "Mesh": "mesh",
     "ModelError": "errors",
     "PerfModelError": "errors",
     "Program": "trace",
     "StudyError": "errors",
     "TraceError": "errors",
     "Verification": "verify",
+    "calibrate": "calibrate",
     "check_chips": "machine",
     "load_graph": "graph_file",
     "load_machine": "machine",
@@ -66,6 +71,7 @@ _HOMES = {
 __all__ = [
     "Argument",
     "AxisNameError",
+    "Calibration",
     "Estimate",
     "Graph",
     "Hints",
@@ -73,12 +79,14 @@ __all__ = [
     "LayoutError",
     "Machine",
     "MachineError",
+    "Mesh",
     "ModelError",
     "PerfModelError",
     "Program",
     "StudyError",
     "TraceError",
     "Verification",
+    "calibrate",
     "check_chips",
     "load_graph",
     "load_machine",

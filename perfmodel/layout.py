@@ -12,6 +12,7 @@ import numpy as np
 
 from perfmodel.errors import LayoutError
 from perfmodel.graph import Graph
+from perfmodel.mesh import Mesh
 from perfmodel.work import MESH, MICROBATCH, PER_RANK, TP, Floats, Number
 
 AXES = ("tp", "cp", "ep", "fsdp", "dp", "pp")
@@ -135,6 +136,11 @@ class Layout:
     def ranks(self) -> Number:
         """Number of ranks."""
         return self.data * self.tp * self.cp * self.pp
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh axes with their sizes; scalar layouts only."""
+        return Mesh({axis: int(getattr(self, axis)) for axis in AXES})
 
     @property
     def microbatches(self) -> Number:

@@ -190,6 +190,13 @@ def test_tensor_parallel_experts_gather_their_rows_and_scatter_the_sums() -> Non
     }
 
 
+@pytest.mark.parametrize("capacity_factor", [None, 1.25])
+def test_a_bias_behind_the_experts_does_not_hold_their_sums_up(capacity_factor: float | None) -> None:
+    """They are scattered behind the shuffle back, with or without a capacity."""
+    found = [m for m in moved("gpt_oss", LAYOUTS["sp"], "none", capacity_factor) if m.axes == {"tp"} and m.times > 1]
+    assert "all_reduce" not in {m.kind for m in found if "batch" in m.names and m.bytes > 4096}
+
+
 # -- what is computed ---------------------------------------------------------------------------------------------
 
 

@@ -19,19 +19,10 @@ def test_public_names_are_these() -> None:
     import tuner
 
     assert perfmodel.__all__ == [
-        *("Argument", "AxisNameError", "Estimate", "Graph", "Hints", "Layout", "LayoutError", "Machine"),
-        *("MachineError", "ModelError", "PerfModelError", "Program", "StudyError", "TraceError", "Verification"),
-        *(
-            "check_chips",
-            "load_graph",
-            "load_machine",
-            "load_program",
-            "named",
-            "predict",
-            "propose",
-            "trace",
-            "verify",
-        ),
+        *("Argument", "AxisNameError", "Calibration", "Estimate", "Graph", "Hints", "Layout", "LayoutError", "Machine"),
+        *("MachineError", "Mesh", "ModelError", "PerfModelError", "Program", "StudyError", "TraceError"),
+        *("Verification", "calibrate", "check_chips", "load_graph", "load_machine", "load_program", "named", "predict"),
+        *("propose", "trace", "verify"),
     ]
     assert tuner.__all__ == ["Candidate", "Objective", "Result", "Space", "search"]
 
