@@ -82,7 +82,7 @@ def group_sizes(machine: Machine, ranks: int) -> list[int]:
     """Sizes at which a group fills a dim of the fabric, and the whole job."""
     sizes, size = {2, ranks}, 1
     for extent in (extent for tier in machine.tiers for extent in tier.extents):
-        size = min(size * extent, ranks) if extent else ranks
+        size *= extent or 1
         sizes.add(size)
     return sorted(size for size in sizes if size > 1 and ranks % size == 0)
 

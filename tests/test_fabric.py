@@ -277,7 +277,10 @@ def explorer() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize(("name", "chips", "sizes"), [("trn2", 64, [2, 4, 16, 64, 256]), ("tpu-v5e", None, [2, 4, 16])])
+@pytest.mark.parametrize(
+    ("name", "chips", "sizes"),
+    [("trn2", 64, [2, 4, 16, 64, 256]), ("trn2", 8, [2, 4, 16, 32]), ("tpu-v5e", None, [2, 4, 16])],
+)
 def test_the_explorer_draws_a_machine(
     name: str, chips: int | None, sizes: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
