@@ -202,11 +202,13 @@ def test_published_rows_that_were_left_out_are_met(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leave_out", ["ranks", "kind"])
-def test_collectives_of_a_number_of_ranks_or_of_a_kind_never_seen_are_met_nearly_as_well(leave_out: str) -> None:
+@pytest.mark.parametrize(("leave_out", "median"), [("ranks", 0.1), ("kind", 0.2)])
+def test_collectives_of_a_number_of_ranks_never_seen_are_met_better_than_a_kind_never_seen(
+    leave_out: str, median: float
+) -> None:
+    """What a kind reaches of the bandwidth is its own: left out, it is a guess."""
     found = calibrate([TABLES / "gpu-collectives.csv"], "h100", hardware="H100", smallest=MIB, leave_out=leave_out)
-    _, _, left_out = found.errors["all"]
-    assert left_out.median < 0.15
+    assert found.errors["all"][2].median < median
 
 
 # -- files and shell ----------------------------------------------------------------------------------------------
