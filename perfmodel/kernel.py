@@ -18,17 +18,14 @@ VIEWS = ("dynamic_slice", "reshape", "transpose", "bitcast_convert")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kernel:
-    """Work of one kernel launch on each rank.
+class Demand:
+    """What one kernel launch asks of each rank.
 
     flops:  FLOPs that the hardware executes, by (engine, element type) [FLOP]
     bytes:  traffic across the kernel's boundary [B]
     matmul: its shape, where it is one
     row:    bytes that lie together, where rows are fetched or stored one by one [B]
     keys:   that each query of a causal attention kernel sees at most [1]
-    nodes:  positions of its ops in the region it belongs to, those repeated from other kernels left out
-    inputs: copies from outside that it works on
-    stored: copies that it writes to memory of their own (not those that alias a view or an updated buffer)
     """
 
     flops: Mapping[tuple[str, str], Amount]
@@ -36,6 +33,17 @@ class Kernel:
     matmul: Matmul | None = None
     row: Term | None = None
     keys: Term | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel(Demand):
+    """A kernel by the ops that it runs.
+
+    nodes:  positions of its ops in the region it belongs to, those repeated from other kernels left out
+    inputs: copies from outside that it works on
+    stored: copies that it writes to memory of their own (not those that alias a view or an updated buffer)
+    """
+
     phase: str
     label: str
     source: str

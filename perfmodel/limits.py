@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 
 from perfmodel.formulas.matmul import steps_of
+from perfmodel.kernel import Demand
 from perfmodel.machine import Machine
-from perfmodel.plan import Compute, Plan
+from perfmodel.plan import Plan
 from perfmodel.units import format_count
 from perfmodel.work import Evaluator, Number
 
@@ -34,7 +35,7 @@ def instructions(plan: Plan, sizes: Mapping[str, Number], machine: Machine) -> f
     return sum(float(evaluate.amount(c.times)) * _instructions(c, evaluate, machine) for c in plan.computes)
 
 
-def _instructions(compute: Compute, evaluate: Evaluator, machine: Machine) -> float:
+def _instructions(compute: Demand, evaluate: Evaluator, machine: Machine) -> float:
     tile = machine.matrix.tiles[0]
     rows, columns, depth = tile
     count = 0.0

@@ -5,13 +5,12 @@ Structure is looked at once (fusion, stages, monomials); `perfmodel.price` turns
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
-from perfmodel.engine import Matmul
 from perfmodel.fuse import kernels, regions
 from perfmodel.graph import Graph, Op
-from perfmodel.kernel import Kernel
+from perfmodel.kernel import Demand, Kernel
 from perfmodel.sharded import LocalLoop, LocalNode, Reshard, ShardedGraph
 from perfmodel.stage import EVERY, StageMap, Stages, stage_map
 from perfmodel.state import LOCAL
@@ -19,15 +18,10 @@ from perfmodel.work import MESH, TP, Amount, Term, amount, plus, resized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compute:
+class Compute(Demand):
     """Equal kernels: `times` launches per microbatch (or per step, outside the microbatch loop)."""
 
-    flops: Mapping[tuple[str, str], Amount]
-    bytes: Amount
     times: Amount
-    matmul: Matmul | None = None
-    row: Term | None = None
-    keys: Term | None = None
     phase: str
     label: str
     repeated: bool
@@ -115,11 +109,7 @@ def _is_training(graph: Graph) -> bool:
 
 def _compute(kernel: Kernel, when: _When, stages: Stages) -> Compute:
     return Compute(
-        flops=kernel.flops,
-        bytes=kernel.bytes,
-        matmul=kernel.matmul,
-        row=kernel.row,
-        keys=kernel.keys,
+        **{field.name: getattr(kernel, field.name) for field in fields(Demand)},
         times=amount([when.times]),
         phase=when.phase,
         label=kernel.label,

@@ -17,6 +17,7 @@ from perfmodel.collective import share_at
 from perfmodel.engine import Matmul
 from perfmodel.errors import MachineError
 from perfmodel.formulas import matmul as formulas
+from perfmodel.kernel import Demand
 from perfmodel.machine import Machine
 from perfmodel.network import Network
 from perfmodel.plan import Compute, Plan, Traffic
@@ -128,7 +129,7 @@ def _alike(plan: Identity[Plan]) -> _Groups:
     )
 
 
-def _sizes(kernel: Compute) -> list[Amount]:
+def _sizes(kernel: Demand) -> list[Amount]:
     """What else a kernel's time depends on: the sizes of its matmul, of its rows and of its keys."""
     shape = kernel.matmul
     terms = (*((shape.m, shape.n, shape.k, shape.batch) if shape else ()), kernel.row, kernel.keys)
@@ -203,7 +204,7 @@ def _slowest(seconds: Mapping[str, Number]) -> Number:
     return slowest
 
 
-def kernel_seconds(kernel: Compute, evaluate: Evaluator, machine: Machine) -> dict[str, Number]:
+def kernel_seconds(kernel: Demand, evaluate: Evaluator, machine: Machine) -> dict[str, Number]:
     """Seconds that each engine and the memory need for one kernel on one rank; the slowest of them decides."""
     bandwidth: Number = machine.memory_bandwidth * machine.efficiency["memory"]
     if kernel.row is not None:

@@ -11,10 +11,9 @@ import numpy as np
 from perfmodel.calibrate.rows import Attention, Collective, Gemm, Row
 from perfmodel.collective import collective_seconds
 from perfmodel.engine import Matmul
+from perfmodel.kernel import Demand
 from perfmodel.machine import Machine
-from perfmodel.plan import Compute
 from perfmodel.price import kernel_seconds
-from perfmodel.stage import EVERY
 from perfmodel.work import SYMBOLS, Evaluator, Floats, Term, amount
 
 BYTES = {"bf16": 2.0, "f16": 2.0, "f32": 4.0, "f8": 1.0}
@@ -54,8 +53,8 @@ def _kernels(dtype: str, rows: Sequence[Row], machine: Machine) -> Floats:
     gemms = all(isinstance(row.what, Gemm) for row in rows)
     columns = np.array([_sizes(row) for row in rows]).T
     sizes = dict.fromkeys(SYMBOLS, 1.0) | dict(zip((M, N, K, BATCH), columns, strict=True))
-    compute = _gemm(dtype) if gemms else _attention(dtype)
-    found = kernel_seconds(compute, Evaluator(sizes), machine).values()
+    asked = _gemm(dtype) if gemms else _attention(dtype)
+    found = kernel_seconds(asked, Evaluator(sizes), machine).values()
     return np.asarray(reduce(np.maximum, found))
 
 
@@ -68,40 +67,20 @@ def _sizes(row: Row) -> tuple[float, float, float, float]:
     return what.seq, what.seq, what.head_dim, what.batch * what.heads / row.share
 
 
-def _gemm(dtype: str) -> Compute:
+def _gemm(dtype: str) -> Demand:
     m, n, k, batch = (Term(1.0).times((symbol,)) for symbol in (M, N, K, BATCH))
     name = DTYPES.get(dtype, dtype)
-    return _compute(
-        {("tensor", name): Term(2.0).times((M, N, K, BATCH))},
-        [Term(BYTES[dtype]).times((*pair, BATCH)) for pair in ((M, K), (K, N), (M, N))],
+    return Demand(
+        flops={("tensor", name): amount([Term(2.0).times((M, N, K, BATCH))])},
+        bytes=amount(Term(BYTES[dtype]).times((*pair, BATCH)) for pair in ((M, K), (K, N), (M, N))),
         matmul=Matmul(dtype=name, m=m, n=n, k=k, batch=batch),
     )
 
 
-def _attention(dtype: str) -> Compute:
+def _attention(dtype: str) -> Demand:
     """Two matmuls of each query with half of the keys; queries, keys, values and results cross the boundary."""
-    return _compute(
-        {("attention", dtype): Term(0.5 * 4.0).times((M, N, K, BATCH))},
-        [Term(4.0 * BYTES[dtype]).times((M, K, BATCH))],
+    return Demand(
+        flops={("attention", dtype): amount([Term(0.5 * 4.0).times((M, N, K, BATCH))])},
+        bytes=amount([Term(4.0 * BYTES[dtype]).times((M, K, BATCH))]),
         keys=Term(1.0).times((N,)),
-    )
-
-
-def _compute(
-    flops: Mapping[tuple[str, str], Term],
-    moved: Sequence[Term],
-    *,
-    matmul: Matmul | None = None,
-    keys: Term | None = None,
-) -> Compute:
-    return Compute(
-        flops={key: amount([term]) for key, term in flops.items()},
-        bytes=amount(moved),
-        times=amount([Term(1.0)]),
-        matmul=matmul,
-        keys=keys,
-        phase="forward",
-        label="",
-        repeated=True,
-        stages=EVERY,
     )
