@@ -8,7 +8,7 @@ from typing import TypeAlias
 from perfmodel.copies import Copies
 from perfmodel.graph import Graph, Loop, Node, Op
 from perfmodel.placement import Placement
-from perfmodel.state import Axes, State, unclaimed
+from perfmodel.state import Axes, State
 
 RENAMED = ("broadcast_in_dim", "convert", "reshape", "transpose", "negate", "reverse")
 """Ops through which a sum only changes its form: it must be whole behind them if it must be whole before them."""
@@ -87,14 +87,7 @@ class Agreement:
         further on ask for, whatever shards the operands already, and the resting place of gradients for partial sums
         that must be resolved here.
         """
-        claims = _Claims(op, passing)
-        for i, axes in self._place.pinned(op):
-            claims.claim(i, axes)
-        claims.closed.update([*op.blocked, *(i for i, _ in op.pinned), *(i for i, _ in op.tied)])
-        for i in self._in_order(op, states, copies):
-            claims.claim(i, self._place.wanted[op.local[i]])
-        for i, axes in self._place.asked(op):
-            claims.claim(i, axes)
+        claims = self._place.claims(op, self._in_order(op, states, copies), passing)
         for k, dims in enumerate(op.operand_dims):
             if not copies.is_free(op.operands[k]):
                 for dim, dim_axes in zip(dims, states[k].dims, strict=True):
@@ -105,7 +98,7 @@ class Agreement:
             unresolved = states[k].partial - claims.taken
             for i in (i for dim in dims for i in dim):
                 claims.claim(i, self._place.resting_axes(op.local[i], unresolved, "optimizer"))
-        return claims.settled(op)
+        return claims.settled()
 
     def _in_order(self, op: Op, states: Sequence[State], copies: Copies) -> Sequence[int]:
         """Local indices in the order in which they may claim axes; of two over one factor (queries and keys of a
@@ -151,27 +144,6 @@ class Agreement:
                 if any(i in summed for summed in node.summed) or self._is_reduced(node, i, seen):
                     return True
         return False
-
-
-class _Claims:
-    """Mesh axes that an op's local indices have claimed, each axis once; `closed` indices claim nothing more."""
-
-    def __init__(self, op: Op, passing: frozenset[str]) -> None:
-        self.taken = set(passing)
-        self.closed: set[int] = set()
-        self._chosen: list[Axes] = [()] * len(op.local)
-
-    def claim(self, i: int, axes: Sequence[str]) -> None:
-        """Give an index those of `axes` that are left."""
-        if axes and i not in self.closed and (won := unclaimed(axes, self.taken)):
-            self._chosen[i] = (*self._chosen[i], *won)
-            self.taken.update(won)
-
-    def settled(self, op: Op) -> tuple[Axes, ...]:
-        """The axes of each index, followers lying where their leaders lie."""
-        for follower, leader in op.tied:
-            self._chosen[follower] = self._chosen[leader]
-        return tuple(self._chosen)
 
 
 # -- looking ahead ----------------------------------------------------------------------------------------------------

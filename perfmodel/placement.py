@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from perfmodel.graph import DTYPE_BYTES, Dims, Graph, Op
 from perfmodel.layout import Assignment, Rules
 from perfmodel.pins import CONSTRAINT, pins
-from perfmodel.state import Axes, State, mesh_axes, unclaimed
+from perfmodel.state import Axes, Claims, State, mesh_axes, unclaimed
 from perfmodel.work import Term, resized
 
 
@@ -167,20 +167,23 @@ class Placement:
             spread.add(self.resting_state(result).dims[d][k])
         return spread.pop() if len(spread) == 1 else ()
 
-    def computed(self, op: Op) -> list[Axes]:
+    def computed(self, op: Op) -> tuple[Axes, ...]:
         """Mesh axes of each local index of an op, wherever its operands lie."""
-        chosen: list[Axes] = [()] * len(op.local)
-        taken: set[str] = set()
-        pinned = list(self.pinned(op))
-        wanted = ((i, self.wanted[op.local[i]]) for i in self.by_priority(op))
-        closed = {*op.blocked, *(i for i, _ in pinned), *(follower for follower, _ in op.tied)}
-        for i, axes in (*pinned, *((i, axes) for i, axes in (*wanted, *self.asked(op)) if i not in closed)):
-            won = unclaimed(axes, taken)
-            chosen[i] = (*chosen[i], *won)
-            taken.update(won)
-        for follower, leader in op.tied:
-            chosen[follower] = chosen[leader]
-        return chosen
+        return self.claims(op, self.by_priority(op)).settled()
+
+    def claims(self, op: Op, order: Sequence[int], passing: Iterable[str] = ()) -> Claims:
+        """What an op's local indices claim of the axes that are not `passing`: where the program itself pins them, then
+        by name, in order, then what its constraints further on ask for.
+        """
+        claims = Claims(len(op.local), op.tied, passing)
+        for i, axes in self.pinned(op):
+            claims.claim(i, axes)
+        claims.closed.update([*op.blocked, *(i for i, _ in op.pinned), *(follower for follower, _ in op.tied)])
+        for i in order:
+            claims.claim(i, self.wanted[op.local[i]])
+        for i, axes in self.asked(op):
+            claims.claim(i, axes)
+        return claims
 
     def expands(self, op: Op) -> bool:
         """Whether the result has more elements than the operand."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -39,6 +39,30 @@ def unclaimed(axes: Sequence[str], taken: set[str]) -> Axes:
     free = tuple(axis for axis in axes if axis not in taken)
     halves = set(TP) <= set(axes) and not set(TP) <= set(free)
     return tuple(axis for axis in free if axis not in TP) if halves else free
+
+
+class Claims:
+    """Mesh axes that an op's local indices have claimed, each axis once; `closed` indices claim nothing more, and those
+    in `tied` follow others.
+    """
+
+    def __init__(self, indices: int, tied: Sequence[tuple[int, int]], taken: Iterable[str] = ()) -> None:
+        self.taken = set(taken)
+        self.closed: set[int] = set()
+        self._tied = tied
+        self._chosen: list[Axes] = [()] * indices
+
+    def claim(self, i: int, axes: Sequence[str]) -> None:
+        """Give an index those of `axes` that are left."""
+        if axes and i not in self.closed and (won := unclaimed(axes, self.taken)):
+            self._chosen[i] = (*self._chosen[i], *won)
+            self.taken.update(won)
+
+    def settled(self) -> tuple[Axes, ...]:
+        """The axes of each index, followers lying where their leaders lie."""
+        for follower, leader in self._tied:
+            self._chosen[follower] = self._chosen[leader]
+        return tuple(self._chosen)
 
 
 def sharding(dims: Sequence[Sequence[int]], axes: Sequence[Axes]) -> Sharding:
