@@ -42,7 +42,7 @@ def read_calibration(name_or_path: str | Path) -> tuple[str, Table, bool] | None
     text, inherited = str(name_or_path), False
     while True:
         if found := _calibration(text):
-            return found[0], _completed(*found, _shipped_calibration), inherited
+            return found[0], _alike(found[0], _completed(*found, _shipped_calibration)), inherited
         where, data = _machine(text)
         if not isinstance(data.get("extends"), str):
             return None
@@ -50,10 +50,13 @@ def read_calibration(name_or_path: str | Path) -> tuple[str, Table, bool] | None
 
 
 def calibration_text(name_or_path: str | Path) -> str | None:
-    """The text of a machine's own calibration file, where it has one that leaves nothing to another file."""
+    """The text of a machine's own calibration file, where it has one that leaves nothing to other files or tiers."""
     file = _calibration_file(str(name_or_path))
-    text = file.read_text(encoding="utf-8") if file.is_file() else None
-    return None if text is None or "extends" in tomllib.loads(text) else text
+    if not file.is_file():
+        return None
+    text = file.read_text(encoding="utf-8")
+    data = tomllib.loads(text)
+    return None if "extends" in data or any("like" in tier for tier in data.get("tiers", ())) else text
 
 
 def _calibration_file(text: str) -> Traversable:
@@ -136,6 +139,35 @@ def _joined(below: Any, above: Any) -> Any:
         known = {item["name"]: item for item in below}
         return [_joined(known.get(item["name"], {}), item) for item in above]
     return above
+
+
+def _alike(where: str, data: Table) -> Table:
+    """A calibration whose tiers that are `like` another one have its numbers, as assumed ones."""
+    tiers: Any = data.get("tiers")
+    if not _is_named(tiers):
+        return data
+    by_name = {str(tier["name"]): tier for tier in tiers}
+    completed = []
+    for tier in tiers:
+        if isinstance(like := tier.get("like"), str):
+            others = {name: other for name, other in by_name.items() if name != tier["name"]}
+            if like not in others:
+                expected = f"one of {', '.join(others)}"
+                raise MachineError(
+                    f"{where}: tiers.{tier['name']}.like: got {like!r}, expected {expected}: mend the file"
+                )
+            tier = {**_assumed(others[like], f"as {like}"), **tier}
+        completed.append(tier)
+    return {**data, "tiers": completed}
+
+
+def _assumed(node: Any, source: str) -> Any:
+    """The same numbers, from another tier."""
+    if isinstance(node, dict) and "value" in node:
+        return {**node, "kind": "assumed", "source": source}
+    if isinstance(node, dict):
+        return {key: _assumed(below, source) for key, below in node.items()}
+    return [_assumed(below, source) for below in node] if isinstance(node, list) else node
 
 
 def _is_named(items: Any) -> bool:

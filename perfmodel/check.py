@@ -10,8 +10,8 @@ from pathlib import Path
 
 from perfmodel.catalog import read_calibration, read_machine
 from perfmodel.schema import CalibrationSpec, Check, MachineSpec, dimension_of, numbers
-from perfmodel.spec_file import parse_calibration, parse_machine
-from perfmodel.units import DIMENSIONS, format_count, to_si
+from perfmodel.spec_file import parse_calibration, parse_machine, rank_bandwidth, si_of
+from perfmodel.units import DIMENSIONS, UNITS, format_count
 
 NO_SOURCE = ("", "na", "none", "tbd", "todo", "unknown")
 """Texts, reduced to their letters and digits, that name no source."""
@@ -45,7 +45,7 @@ def check_machine(name_or_path: str | Path) -> list[str]:
 
 
 def _machine_findings(spec: MachineSpec) -> Iterator[str]:
-    si = _si(spec)
+    si = si_of(spec)
     yield from _unsourced(spec)
     yield from _underived(spec)
     for i, check in enumerate(spec.checks):
@@ -93,7 +93,7 @@ def _implausible_costs(spec: MachineSpec) -> Iterator[str]:
 def _calibration_findings(calibration: CalibrationSpec, spec: MachineSpec, known: Container[str]) -> Iterator[str]:
     """What cannot be in a calibration, and which tiers it should know; that of another machine need not know all."""
     yield from _unsourced(calibration)
-    si = _si(calibration)
+    si = si_of(calibration)
     for path, value in si.items():
         parent, _, name = path.rpartition(".")
         if (name in SHARES or parent == "efficiency.by_dtype") and value > 1.0:
@@ -106,22 +106,10 @@ def _calibration_findings(calibration: CalibrationSpec, spec: MachineSpec, known
             yield f"{path}.relay: got more than the tier gives a rank, expected at most {most}: relaying shares it"
 
 
-def _si(spec: MachineSpec | CalibrationSpec) -> dict[str, float]:
-    return {
-        path: to_si(number.value, number.unit, dimension_of(path))
-        for path, number in numbers(spec)
-        if not isinstance(number.value, list)
-    }
-
-
 def _bandwidths(spec: MachineSpec) -> dict[str, float]:
     """Bandwidth of a rank in one dim, by path of the tier [B/s]."""
-    si, ranks = _si(spec), spec.chip.ranks.value
-    paths = {f"tiers.{tier.name}": ranks if tier.per == "chip" else 1 for tier in spec.tiers}
-    return {
-        path: si[f"{path}.link"] * si[f"{path}.links"] / share / si.get(f"{path}.oversubscription", 1.0)
-        for path, share in paths.items()
-    }
+    si, ranks = si_of(spec), spec.chip.ranks.value
+    return {f"tiers.{tier.name}": rank_bandwidth(tier, si, ranks) for tier in spec.tiers}
 
 
 def _unsourced(spec: MachineSpec | CalibrationSpec) -> Iterator[str]:
@@ -162,11 +150,10 @@ def _identity(check: Check, si: Mapping[str, float]) -> Iterator[str]:
     if alone and unit not in DIMENSIONS[dimension]:
         yield f"got {unit!r}, expected one of {', '.join(DIMENSIONS[dimension])}: {of[0]} is a {dimension}"
         return
-    scales = [units[unit] for units in DIMENSIONS.values() if unit in units]
-    if not scales:
-        yield f"got {unit!r}, expected a unit: one of {', '.join(u for units in DIMENSIONS.values() for u in units)}"
+    if unit not in UNITS:
+        yield f"got {unit!r}, expected a unit: one of {', '.join(UNITS)}"
         return
-    yield from _compared(check, words, got / scales[0], check.equals.value, f" {unit}", check.equals.source)
+    yield from _compared(check, words, got / UNITS[unit], check.equals.value, f" {unit}", check.equals.source)
 
 
 def _compared(check: Check, words: str, got: float, expected: float, unit: str, source: str) -> Iterator[str]:

@@ -7,6 +7,8 @@ the collective, or else the fastest.
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -149,7 +151,7 @@ def axis_cost(kind: str, size: Number, stride: Number, machine: Machine) -> Axis
     """Cost of a collective over a mesh axis; `size` and `stride` in ranks, scalars or arrays."""
     size, stride = np.asarray(size, dtype=np.float64), np.asarray(stride, dtype=np.float64)
     rows = spans(size, stride, machine.tiers)
-    phases = (_shift if kind == "permute" else _phases)(kind, rows, machine.tiers)
+    phases = [_shift(rows, machine.tiers)] if kind == "permute" else _phases(kind, rows, machine.tiers)
     return AxisCost(runs=(tuple(phases),), bound=_bound(kind, size, rows, machine.tiers), depth=machine.pipeline_depth)
 
 
@@ -162,22 +164,15 @@ def collective_seconds(kind: str, bytes: Number, size: Number, stride: Number, m
 
 
 def _phases(kind: str, rows: Sequence[Sequence[Span]], tiers: Sequence[Tier]) -> list[Phase]:
-    sizes = [_product([span.ranks for span in row]) for row in rows]
-    inside = [1.0, *accumulate(sizes, lambda a, b: a * b)]
+    sizes = [math.prod([span.ranks for span in row]) for row in rows]
+    inside = [1.0, *accumulate(sizes, operator.mul)]
     phases = []
     for i, (tier, row) in enumerate(zip(tiers, rows, strict=True)):
-        within = Within(inside=inside[i], beyond=_product(sizes[i + 1 :]))
+        within = Within(inside=inside[i], beyond=math.prod(sizes[i + 1 :]))
         options = [found for a in tier.algorithms if (found := _option(kind, a, row, tier, within)) is not None]
         share = 1.0 if kind == "all_to_all" else 1.0 / inside[i]
         phases.append(Phase(options=tuple(options), share=share, uplink=tier.uplink))
     return phases
-
-
-def _product(numbers: Sequence[Number]) -> Number:
-    product: Number = 1.0
-    for number in numbers:
-        product = product * number
-    return product
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,16 +192,16 @@ def _option(kind: str, algorithm: Algorithm, row: Sequence[Span], tier: Tier, wi
     if not all(_efficiency_of(half) in algorithm.efficiency for half in halves):
         return None
     twice = 2.0 if kind == "all_reduce" else 1.0
-    members = _product([span.ranks for span in row])
+    members = math.prod([span.ranks for span in row])
     some = np.minimum(members - 1.0, 1.0)
     if algorithm.name in FLAT:
         steps = (within.inside * members - 1.0) * some
     else:
-        steps = _sum([STEPS[algorithm.name](span.ranks) for span in row])
+        steps = sum([STEPS[algorithm.name](span.ranks) for span in row])
     wires = [_wire(half, row, tier, algorithm, within.beyond) for half in halves]
     return Option(
         latency=twice * algorithm.latency * steps + algorithm.base * some,
-        per_byte=_sum(wires) * (1.0 if halved else twice) + twice * algorithm.copy * some,
+        per_byte=sum(wires) * (1.0 if halved else twice) + twice * algorithm.copy * some,
         curve=algorithm.curve,
         up_to=algorithm.up_to,
     )
@@ -214,13 +209,6 @@ def _option(kind: str, algorithm: Algorithm, row: Sequence[Span], tier: Tier, wi
 
 def _efficiency_of(kind: str) -> str:
     return "all_gather" if kind == "broadcast" else kind
-
-
-def _sum(numbers: Sequence[Number]) -> Number:
-    total: Number = 0.0
-    for number in numbers:
-        total = total + number
-    return total
 
 
 def _wire(kind: str, row: Sequence[Span], tier: Tier, algorithm: Algorithm, beyond: Number) -> Number:
@@ -232,9 +220,9 @@ def _wire(kind: str, row: Sequence[Span], tier: Tier, algorithm: Algorithm, beyo
     if tier.kind == "torus" and (kind == "all_to_all" or algorithm.name == "mesh"):
         return _exchange(row, efficiency)
     lanes = _rings(row) if algorithm.name == "ring" and tier.kind == "torus" else _lanes(row)
-    own = np.where(_product([span.ranks for span in row]) > 1.0, lanes, min(tier.bandwidth)) * efficiency
+    own = np.where(math.prod([span.ranks for span in row]) > 1.0, lanes, min(tier.bandwidth)) * efficiency
     reached = np.where(beyond > 1.0, np.maximum(own, tier.relay), own)
-    members = _product([span.ranks for span in row])
+    members = math.prod([span.ranks for span in row])
     if kind == "broadcast":
         return formulas.permute_seconds_per_byte(members, reached)
     if kind == "all_to_all":
@@ -252,7 +240,7 @@ def _exchange(row: Sequence[Span], efficiency: float) -> Number:
 
 def _lanes(row: Sequence[Span]) -> Number:
     """Bandwidth of a rank along all the dims of a tier that the group spans [B/s]."""
-    return _sum([np.where(span.ranks > 1.0, span.lane, 0.0) for span in row])
+    return sum([np.where(span.ranks > 1.0, span.lane, 0.0) for span in row])
 
 
 def _rings(row: Sequence[Span]) -> Number:
@@ -268,7 +256,7 @@ def _rings(row: Sequence[Span]) -> Number:
     return np.maximum(rings, best)
 
 
-def _shift(_: str, rows: Sequence[Sequence[Span]], tiers: Sequence[Tier]) -> list[Phase]:
+def _shift(rows: Sequence[Sequence[Span]], tiers: Sequence[Tier]) -> Phase:
     """A send to the next rank along the axis: the slowest tier that some neighbours are apart by."""
     latency: Number = 0.0
     per_byte: Number = 0.0
@@ -276,7 +264,7 @@ def _shift(_: str, rows: Sequence[Sequence[Span]], tiers: Sequence[Tier]) -> lis
         for span in row:
             per_byte = np.maximum(per_byte, _send(span, tier))
             latency = np.maximum(latency, tier.latency * np.minimum(span.ranks - 1.0, 1.0))
-    return [Phase(options=(Option(latency=latency, per_byte=per_byte),), share=1.0)]
+    return Phase(options=(Option(latency=latency, per_byte=per_byte),), share=1.0)
 
 
 def _send(span: Span, tier: Tier) -> Number:
@@ -307,7 +295,7 @@ def _bound(kind: str, size: Number, rows: Sequence[Sequence[Span]], tiers: Seque
             worst = np.maximum(worst, np.where(out > 0.0, twice * crossing / (shared * out), 0.0))
         if kind == "all_to_all" and tiers[i].kind == "torus":
             worst = np.maximum(worst, np.where(_joined(i, lanes, tiers) > 0.0, 0.0, _exchange(row, 1.0)))
-        inside = inside * _product([span.ranks for span in row])
+        inside = inside * math.prod([span.ranks for span in row])
     return worst
 
 
@@ -322,13 +310,13 @@ def _out(i: int, lanes: Sequence[Number], tiers: Sequence[Tier]) -> Number:
             first = tiers[beyond[0]]
             ports = first.oversubscription if beyond[0] > i else 1.0
             lane = np.where(lanes[beyond[0]] > 0.0, lanes[beyond[0]], sum(first.bandwidth))
-            out = out + np.where(_sum([lanes[j] for j in beyond]) > 0.0, lane * ports, 0.0)
+            out = out + np.where(sum([lanes[j] for j in beyond]) > 0.0, lane * ports, 0.0)
     return out
 
 
 def _joined(i: int, lanes: Sequence[Number], tiers: Sequence[Tier]) -> Number:
     """Bandwidth of a rank into switches beyond tier i that join all places of it [B/s]."""
-    return _sum([lanes[j] for j in range(i + 1, len(tiers)) if tiers[j].kind == "switch" and not tiers[j].rails])
+    return sum([lanes[j] for j in range(i + 1, len(tiers)) if tiers[j].kind == "switch" and not tiers[j].rails])
 
 
 def _chains(tiers: Sequence[Tier]) -> list[list[int]]:

@@ -11,9 +11,8 @@ from typing import Any
 from perfmodel.catalog import read_calibration, read_machine
 from perfmodel.errors import MachineError
 from perfmodel.schema import CalibrationSpec, MachineSpec, TierCalibration, TierSpec, dimension_of, numbers
-from perfmodel.spec_file import finite_ranks, parse_calibration, parse_machine, points
+from perfmodel.spec_file import finite_ranks, parse_calibration, parse_machine, points, rank_bandwidth, si_of
 from perfmodel.topology import Algorithm, Curve, Tier
-from perfmodel.units import to_si
 
 ENGINES = ("tensor", "attention", "vector", "memory")
 ELEMENTWISE = ("vector", "scalar", "gpsimd")
@@ -197,15 +196,14 @@ class _Reader:
     """Numbers of a file in SI, by dotted path; lists stay with the facts."""
 
     def __init__(self, spec: MachineSpec | CalibrationSpec | None) -> None:
-        self.facts: dict[str, Fact] = {}
-        self.si: dict[str, float] = {}
-        self.curves: dict[str, Curve] = {}
-        for path, number in numbers(spec) if spec else ():
-            self.facts[path] = Fact(**number.model_dump())
-            if not isinstance(number.value, list):
-                self.si[path] = to_si(number.value, number.unit, dimension_of(path))
-            elif dimension_of(path) == "size":
-                self.curves[path] = tuple((size, share) for size, share in points(number))
+        found = dict(numbers(spec)) if spec else {}
+        self.facts = {path: Fact(**number.model_dump()) for path, number in found.items()}
+        self.si = si_of(spec) if spec else {}
+        self.curves: dict[str, Curve] = {
+            path: tuple((size, share) for size, share in points(number))
+            for path, number in found.items()
+            if isinstance(number.value, list) and dimension_of(path) == "size"
+        }
 
     def table(self, prefix: str) -> dict[str, float]:
         """Numbers directly under a path."""
@@ -272,9 +270,6 @@ def _tiers(spec: MachineSpec, calibration: CalibrationSpec | None, read: _Reader
 
 def _tier(spec: TierSpec, measured: TierCalibration | None, read: _Reader, fitted: _Reader, ranks: int) -> Tier:
     path = f"tiers.{spec.name}"
-    oversubscription = read.si.get(f"{path}.oversubscription", 1.0)
-    share = (ranks if spec.per == "chip" else 1) * oversubscription
-    bandwidth = read.si[f"{path}.link"] * read.si[f"{path}.links"] / share
     latency = read.si[f"{path}.latency"]
     ideal = Algorithm(name="recursive", latency=latency, efficiency=dict.fromkeys(GATHERS, 1.0))
     memory = read.si["chip.memory_bandwidth"] / ranks
@@ -283,13 +278,13 @@ def _tier(spec: TierSpec, measured: TierCalibration | None, read: _Reader, fitte
         name=spec.name,
         kind=spec.kind,
         extents=tuple(spec.extents.value),
-        bandwidth=(bandwidth,) * len(spec.extents.value),
+        bandwidth=(rank_bandwidth(spec, read.si, ranks),) * len(spec.extents.value),
         relay=fitted.si.get(f"{path}.relay", 0.0),
         latency=latency,
         wrap=int(read.si.get(f"{path}.wrap", 0)),
         together=spec.together,
         folded=spec.folded,
-        oversubscription=oversubscription,
+        oversubscription=read.si.get(f"{path}.oversubscription", 1.0),
         uplink=spec.uplink,
         rails=spec.rails,
         shapes=tuple(map(tuple, spec.shapes.value)) if spec.shapes else (),

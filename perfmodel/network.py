@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from perfmodel.collective import AxisCost, axis_cost
@@ -47,10 +48,7 @@ class Network:
         return self._along[kind, run]
 
     def _size(self, axes: Sequence[str]) -> Number:
-        size: Number = 1.0
-        for axis in axes:
-            size = size * self._sizes[axis]
-        return size
+        return math.prod(self._sizes[axis] for axis in axes)
 
 
 def _runs(axes: Sequence[str]) -> list[tuple[str, ...]]:

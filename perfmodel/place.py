@@ -104,9 +104,9 @@ def place(mesh: Mesh, machine: Machine, *, contiguous: bool = False) -> Placed:
     for axis, size in mesh.sizes.items():
         stride = mesh.stride(axis)
         groups = tuple(tuple(seats[rank] for rank in group) for group in mesh.groups(axis))
-        why = [*_size_faults(axis, size, machine), *laid.gaps(axis)]
-        along, loads = ((), {}) if laid.gaps(axis) else laid.walk(axis)
-        faults += [*why, *_far_faults(axis, along, machine)]
+        gaps = laid.gaps(axis)
+        along, loads = ((), {}) if gaps else laid.walk(axis)
+        faults += [*_size_faults(axis, size, machine), *gaps, *_far_faults(axis, along, machine)]
         axes[axis] = PlacedAxis(size=size, stride=stride, groups=groups, along=along, loads=loads)
     return Placed(mesh=mesh, seats=seats, axes=axes, faults=tuple(faults))
 

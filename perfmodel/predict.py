@@ -88,11 +88,9 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
     memory = memory_use(structure.memory, sizes, machine.memory_reserve_bytes)
     broken = violations(graph, structure.constraints, layout, sizes, memory.total, machine)
     estimate = _estimate(graph, layout, machine, costs, time, memory, broken)
-    return (
-        estimate
-        if np.ndim(estimate.step_time_s)
-        else replace(estimate, warnings=warnings(structure.plan, sizes, machine))
-    )
+    if estimate.shape:
+        return estimate
+    return replace(estimate, warnings=warnings(structure.plan, sizes, machine))
 
 
 def _slice(machine: Machine, layout: Layout) -> Machine:

@@ -12,6 +12,7 @@ and at 0 (upper), so lower <= expected <= upper always.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -54,9 +55,7 @@ def step_time(costs: Costs, sizes: Mapping[str, Number], machine: Machine) -> St
 
 def _overhead(sizes: Mapping[str, Number], machine: Machine) -> Number:
     """Fixed cost of a step: ranks that communicate wait for each other, longer with each doubling of them."""
-    ranks: Number = 1.0
-    for axis in MESH:
-        ranks = ranks * sizes[axis]
+    ranks = math.prod(sizes[axis] for axis in MESH)
     return machine.step_overhead_seconds + machine.barrier_seconds * np.log2(ranks)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,7 @@ from perfmodel.schema import (
     numbers,
     parse,
 )
-from perfmodel.units import DIMENSIONS
+from perfmodel.units import DIMENSIONS, to_si
 
 
 def parse_machine(data: dict[str, Any], where: str) -> MachineSpec:
@@ -49,7 +49,7 @@ def parse_calibration(
 
     That of a machine which this one extends may have another name, and tiers that this one lacks.
     """
-    spec: CalibrationSpec = parse(CalibrationSpec, _resolved(data, where), where)
+    spec: CalibrationSpec = parse(CalibrationSpec, data, where)
     _check_units(spec, where)
     _check_names("tiers", spec.tiers, where)
     if spec.machine != machine.name and not inherited:
@@ -64,33 +64,6 @@ def parse_calibration(
                 raise fault(where, f"tiers.{tier.name}.algorithms", f"none that serves {kind}", "one that does")
     _check_curves(spec, where)
     return spec
-
-
-def _resolved(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """A calibration whose tiers that are like another one have its numbers, as assumed ones."""
-    tiers = data.get("tiers")
-    if not isinstance(tiers, list):
-        return data
-    by_name = {tier.get("name"): tier for tier in tiers if isinstance(tier, dict)}
-    resolved = []
-    for tier in tiers:
-        like = tier.get("like") if isinstance(tier, dict) else None
-        if isinstance(like, str):
-            if like not in by_name or by_name[like] is tier:
-                known = ", ".join(str(name) for name in by_name if name != tier.get("name"))
-                raise fault(where, f"tiers.{tier.get('name')}.like", repr(like), f"one of {known}")
-            tier = {**_assumed(by_name[like], f"as {like}"), **tier}
-        resolved.append(tier)
-    return {**data, "tiers": resolved}
-
-
-def _assumed(node: Any, source: str) -> Any:
-    """The same numbers, from another tier."""
-    if isinstance(node, dict) and "value" in node:
-        return {**node, "kind": "assumed", "source": source}
-    if isinstance(node, dict):
-        return {key: _assumed(below, source) for key, below in node.items()}
-    return [_assumed(below, source) for below in node] if isinstance(node, list) else node
 
 
 def finite_ranks(extents: Iterable[Sequence[int]]) -> int:
@@ -149,6 +122,22 @@ def _check_units(spec: MachineSpec | CalibrationSpec, where: str) -> None:
         if number.unit not in DIMENSIONS[dimension]:
             expected = f"one of {', '.join(DIMENSIONS[dimension])}"
             raise fault(where, f"{path}.unit", repr(number.unit), expected, f"write a unit of {dimension}")
+
+
+def si_of(spec: MachineSpec | CalibrationSpec) -> dict[str, float]:
+    """Numbers in SI, by dotted path; lists aside."""
+    return {
+        path: to_si(number.value, number.unit, dimension_of(path))
+        for path, number in numbers(spec)
+        if not isinstance(number.value, list)
+    }
+
+
+def rank_bandwidth(tier: TierSpec, si: Mapping[str, float], ranks: int) -> float:
+    """Bandwidth of one of a chip's ranks along a dim of a tier, in one direction of all its links together [B/s]."""
+    path = f"tiers.{tier.name}"
+    share = (ranks if tier.per == "chip" else 1) * si.get(f"{path}.oversubscription", 1.0)
+    return si[f"{path}.link"] * si[f"{path}.links"] / share
 
 
 def points(number: Number[list[list[float]]]) -> list[list[float]]:

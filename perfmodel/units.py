@@ -17,6 +17,8 @@ DIMENSIONS: Mapping[str, Mapping[str, float]] = {
     "frequency": {"Hz": 1.0, "MHz": 1e6, "GHz": 1e9},
 }
 """Dimension -> unit -> factor to SI."""
+UNITS = {unit: factor for units in DIMENSIONS.values() for unit, factor in units.items()}
+"""Unit -> factor to SI; no unit has two dimensions."""
 
 
 def to_si(value: float, unit: str, dimension: str) -> float:

@@ -20,13 +20,10 @@ from perfmodel.errors import MachineError
 from perfmodel.machine import GATHERS, Machine, calibrated
 from perfmodel.schema import MachineSpec
 from perfmodel.spec_file import parse_calibration, parse_machine
-from perfmodel.units import DIMENSIONS
 from perfmodel.work import Floats
 
 MOVED = 1e-3
 """A parameter that changes no row's logarithm by so much for a tenth of itself is not fitted."""
-
-SCALES = {unit: scale for units in DIMENSIONS.values() for unit, scale in units.items()}
 
 LAUNCH = (1e-6, 1e-3)
 """Bounds of what a harness adds to a kernel's time [s]; the start is their middle."""
@@ -134,9 +131,13 @@ def calibrate(
 def _rows(tables: Sequence[str | Path], hardware: str, smallest: float) -> tuple[list[Row], list[Skipped]]:
     read = [read_rows(table, hardware) for table in tables]
     rows, skipped = ([item for part in parts for item in part] for parts in zip(*read, strict=True))
-    small = [row for row in rows if isinstance(row.what, Collective) and row.what.bytes < smallest]
-    skipped += [Skipped(id=row.id, reason=f"smaller than {smallest:g} B") for row in small]
-    return [row for row in rows if row not in small], skipped
+    large: list[Row] = []
+    for row in rows:
+        if isinstance(row.what, Collective) and row.what.bytes < smallest:
+            skipped.append(Skipped(id=row.id, reason=f"smaller than {smallest:g} B"))
+        else:
+            large.append(row)
+    return large, skipped
 
 
 def uncalibrated(spec: MachineSpec) -> Data:
@@ -182,7 +183,7 @@ class _Problem:
         self.sources = sorted({row.source for row in rows if not isinstance(row.what, Collective)})
         middle = np.sqrt(LAUNCH[0] * LAUNCH[1])
         launches = np.log([(middle, middle, *LAUNCH)] * len(self.sources)).reshape(-1, 4)
-        self.parameters = parameters(start, SCALES)
+        self.parameters = parameters(start)
         known = np.log([(p.start, p.neutral, *p.bounds) for p in self.parameters])
         telling = self._telling(np.concatenate([known, launches]))
         self.parameters = [self.parameters[i] for i in telling]

@@ -8,11 +8,16 @@ import tomlkit
 
 from perfmodel.calibrate.parameters import Data, Parameter, parent, rounded
 
-Texts = str | None
-
 
 def as_toml(
-    original: Texts, data: Data, fitted: tuple[Parameter, ...], *, machine: str, date: str, tables: str, residuals: str
+    original: str | None,
+    data: Data,
+    fitted: tuple[Parameter, ...],
+    *,
+    machine: str,
+    date: str,
+    tables: str,
+    residuals: str,
 ) -> str:
     """The text of a calibration file.
 

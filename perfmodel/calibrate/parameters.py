@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from perfmodel.units import UNITS
+
 Data: TypeAlias = dict[str, Any]
 
 ENGINES = ("tensor", "attention", "vector", "memory", "fill", "operands", "mask_block")
@@ -40,9 +42,8 @@ CURVE = (0.07, 1.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A number to be fitted: its keys in the parsed file, start, a guess that has seen no row, and bounds [SI].
-
-    `point` is the position in a curve whose share this is.
+    """A number to be fitted: its keys in the parsed file, start, a guess that has seen no row, and bounds [SI]; `scale`
+    turns its unit to SI.
     """
 
     path: str
@@ -53,12 +54,12 @@ class Parameter:
     scale: float
 
 
-def parameters(data: Data, scales: Mapping[str, float]) -> list[Parameter]:
-    """Efficiencies and collective constants of a calibration; `scales` turn units to SI."""
+def parameters(data: Data) -> list[Parameter]:
+    """Efficiencies and collective constants of a calibration."""
     found = []
     for path, keys, value, unit in _numbers(data):
         name = path.rpartition(".")[2]
-        scale = scales[unit] if name in ("latency", "base") else 1.0
+        scale = UNITS[unit] if name in ("latency", "base") else 1.0
         low, high = CURVE if ".curve." in path else BOUNDS.get(name, SHARE)
         found.append(
             Parameter(

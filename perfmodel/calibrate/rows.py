@@ -25,7 +25,6 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "per_node": ("devices_per_node",),
     "bytes": ("size_bytes",),
     "time": ("time_us", "latency_us"),
-    "utilisation": ("mfu_or_util_pct", "pct_peak"),
     "hardware": ("hardware",),
     "source": ("source",),
 }
