@@ -227,6 +227,17 @@ def test_a_fitted_file_keeps_what_was_not_fitted_and_is_priced_by_its_new_number
     assert (fact.kind, fact.source) == ("measured", "fit above")
 
 
+def test_a_tier_like_another_follows_the_fit_and_stays_assumed(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text('extends = "trn2-ultraserver"\n')
+    table = TABLES / "trainium-collectives.csv"
+    calibrate([table], tmp_path / "own.toml", hardware="trn2", smallest=MIB).write(tmp_path / "own.calibration.toml")
+    again = load_machine(tmp_path / "own.toml")
+    _, plane, between, _ = again.tiers
+    assert between.algorithms[0].efficiency == plane.algorithms[0].efficiency
+    fact = again.facts[f"calibration.tiers.{between.name}.algorithms.recursive.all_gather"]
+    assert (fact.kind, fact.source) == ("assumed", f"as {plane.name}")
+
+
 def test_a_machine_without_calibration_gets_one(tmp_path: Path) -> None:
     machine = own(tmp_path)
     table = write(tmp_path / "table.csv", made(machine))
