@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ from typing import Any
 from perfmodel.catalog import read_calibration, read_machine
 from perfmodel.errors import MachineError
 from perfmodel.schema import CalibrationSpec, MachineSpec, TierCalibration, TierSpec, dimension_of, numbers
-from perfmodel.spec_file import finite_ranks, parse_calibration, parse_machine, points, rank_bandwidth, si_of
+from perfmodel.spec_file import (
+    finite_ranks,
+    parse_calibration,
+    parse_machine,
+    point_paths,
+    points,
+    rank_bandwidth,
+    si_of,
+)
 from perfmodel.topology import Algorithm, Curve, Tier
 
 ENGINES = ("tensor", "attention", "vector", "memory")
@@ -160,12 +169,15 @@ def load_machine(name_or_path: str | Path, *, calibrated: bool = True) -> Machin
     spec = parse_machine(data, where)
     found = read_calibration(name_or_path) if calibrated else None
     calibration = parse_calibration(found[1], found[0], spec, inherited=found[2]) if found else None
-    return _machine(spec, calibration, _gaps(spec, calibration, calibrated))
+    return _machine(spec, calibration, _Reader(spec), _Reader(calibration), _gaps(spec, calibration, calibrated))
 
 
-def calibrated(spec: MachineSpec, calibration: CalibrationSpec) -> Machine:
-    """The machine of a checked file, with a checked calibration."""
-    return _machine(spec, calibration, _gaps(spec, calibration, True))
+def variations(spec: MachineSpec, calibration: CalibrationSpec) -> Callable[[Mapping[str, float]], Machine]:
+    """Machines of checked files, with other numbers of the calibration: a function of values in SI by dotted path,
+    those of a curve's points by `point_paths`. What is said of the numbers (`facts`) stays what the files say.
+    """
+    read, fitted, gaps = _Reader(spec), _Reader(calibration), _gaps(spec, calibration, True)
+    return lambda values: _machine(spec, calibration, read, fitted.varied(values), gaps)
 
 
 def _gaps(spec: MachineSpec, calibration: CalibrationSpec | None, wanted: bool) -> tuple[str, ...]:
@@ -199,19 +211,32 @@ class _Reader:
         found = dict(numbers(spec)) if spec else {}
         self.facts = {path: Fact(**number.model_dump()) for path, number in found.items()}
         self.si = si_of(spec) if spec else {}
+        curves = {p: x for p, x in found.items() if isinstance(x.value, list) and dimension_of(p) == "size"}
         self.curves: dict[str, Curve] = {
-            path: tuple((size, share) for size, share in points(number))
-            for path, number in found.items()
-            if isinstance(number.value, list) and dimension_of(path) == "size"
+            path: tuple((size, share) for size, share in points(number)) for path, number in curves.items()
         }
+        self.points = {path: point_paths(path, number.value) for path, number in curves.items()}
 
     def table(self, prefix: str) -> dict[str, float]:
         """Numbers directly under a path."""
         return {path.removeprefix(prefix + "."): x for path, x in self.si.items() if path.startswith(prefix + ".")}
 
+    def varied(self, values: Mapping[str, float]) -> _Reader:
+        """With other numbers at some paths."""
+        other = copy.copy(self)
+        other.si = {path: values.get(path, x) for path, x in self.si.items()}
+        other.curves = {
+            path: tuple(
+                (size, values.get(at, share)) for at, (size, share) in zip(self.points[path], curve, strict=True)
+            )
+            for path, curve in self.curves.items()
+        }
+        return other
 
-def _machine(spec: MachineSpec, calibration: CalibrationSpec | None, gaps: tuple[str, ...]) -> Machine:
-    read, fitted = _Reader(spec), _Reader(calibration)
+
+def _machine(
+    spec: MachineSpec, calibration: CalibrationSpec | None, read: _Reader, fitted: _Reader, gaps: tuple[str, ...]
+) -> Machine:
     ranks, chips = spec.chip.ranks.value, spec.instance.chips.value
     facts = {**read.facts, **{f"calibration.{path}": fact for path, fact in fitted.facts.items()}}
     offers = _offers(spec)

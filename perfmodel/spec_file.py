@@ -144,3 +144,8 @@ def points(number: Number[list[list[float]]]) -> list[list[float]]:
     """The points of a curve, sizes in bytes."""
     scale = DIMENSIONS["size"][number.unit]
     return [[size * scale, share] for size, share in number.value]
+
+
+def point_paths(path: str, curve: Sequence[Sequence[float]]) -> list[str]:
+    """Dotted paths of the points of a curve at a path: by their sizes, as the file has them."""
+    return [f"{path}.{size:.15g}" for size, _ in curve]

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Mapping
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ import pytest
 from perfmodel import MachineError, calibrate, load_machine
 from perfmodel.calibrate.fit import fit
 from perfmodel.calibrate.model import predicted
-from perfmodel.calibrate.parameters import rounded
+from perfmodel.calibrate.parameters import parameters, rounded, with_values
 from perfmodel.calibrate.rows import Attention, Collective, Gemm, read_rows
+from perfmodel.catalog import read_calibration, read_machine
 from perfmodel.cli.main import main
+from perfmodel.machine import Machine, variations
+from perfmodel.spec_file import parse_calibration, parse_machine
 from perfmodel.work import Floats
 
 TABLES = Path(str(resources.files("hardware_specs"))) / "measurements"
@@ -160,6 +164,31 @@ def test_numbers_that_made_a_table_are_found_again_from_a_wrong_start(tmp_path: 
     assert found.values["efficiency.tensor"][1] == pytest.approx(truth["calibration.efficiency.tensor"], rel=0.05)
     assert found.errors["all"][1].p90 < 0.01
     assert found.launches["made: gemm"] == pytest.approx(5e-6, rel=0.3)
+
+
+def test_a_machine_with_other_numbers_is_the_machine_of_a_file_that_has_them() -> None:
+    where, data = read_machine("h100")
+    spec = parse_machine(data, where)
+    found = read_calibration("h100")
+    assert found
+    free = parameters(found[1])
+    values = [0.9 * parameter.start for parameter in free]
+    written = parse_calibration(with_values(found[1], free, values), "file", spec)
+    varied = variations(spec, parse_calibration(found[1], "file", spec))(
+        dict(zip((parameter.path for parameter in free), values, strict=True))
+    )
+    expected = variations(spec, written)({})
+    assert varied.tiers != load_machine("h100").tiers
+    assert flat(varied) == pytest.approx(flat(expected), rel=1e-12)
+
+
+def flat(machine: Machine) -> list[float]:
+    """What a calibration sets, in one order."""
+    algorithms = [algorithm for tier in machine.tiers for algorithm in tier.algorithms]
+    numbers = [[a.base, a.copy, a.latency, *a.efficiency.values(), *chain.from_iterable(a.curve)] for a in algorithms]
+    matrix = machine.matrix
+    own = [*machine.efficiency.values(), matrix.fill, matrix.operands, matrix.mask_block, *matrix.shares.values()]
+    return [*own, *chain.from_iterable(numbers)]
 
 
 def test_rows_left_out_are_met_less_well_than_rows_that_were_seen(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 
 from perfmodel.calibrate.file import as_toml
 from perfmodel.calibrate.fit import fit
-from perfmodel.calibrate.model import predicted
+from perfmodel.calibrate.model import predictor
 from perfmodel.calibrate.parameters import Data, Parameter, parameters, rounded, with_values
 from perfmodel.calibrate.rows import Collective, Row, Skipped, read_rows
 from perfmodel.catalog import calibration_text, read_calibration, read_machine
 from perfmodel.errors import MachineError
-from perfmodel.machine import GATHERS, Machine, calibrated
+from perfmodel.machine import GATHERS, variations
 from perfmodel.schema import MachineSpec
 from perfmodel.spec_file import parse_calibration, parse_machine
 from perfmodel.work import Floats
@@ -178,7 +178,8 @@ class _Problem:
     """Logarithms of predicted over measured, as a function of those of parameters and of the harnesses' launches."""
 
     def __init__(self, spec: MachineSpec, start: Data, rows: Sequence[Row]) -> None:
-        self._spec, self._start, self._rows = spec, start, rows
+        self._machine = variations(spec, parse_calibration(start, "calibration", spec, inherited=True))
+        self._predicted = predictor(rows)
         self._measured = np.log([row.seconds for row in rows])
         self.sources = sorted({row.source for row in rows if not isinstance(row.what, Collective)})
         middle = np.sqrt(LAUNCH[0] * LAUNCH[1])
@@ -191,7 +192,7 @@ class _Problem:
 
     def _telling(self, limits: Floats) -> list[int]:
         """Parameters that some row depends on."""
-        rows, start = range(len(self._rows)), limits[:, 0]
+        rows, start = range(len(self._measured)), limits[:, 0]
         base = self.residuals(start, rows)
         moved = (start - 0.1 * (np.arange(len(start)) == i) for i in range(len(self.parameters)))
         return [i for i, logs in enumerate(moved) if np.max(np.abs(self.residuals(logs, rows) - base)) > MOVED]
@@ -199,13 +200,10 @@ class _Problem:
     def residuals(self, logs: Floats, which: Sequence[int]) -> Floats:
         """Of the rows at given positions, shape (rows,)."""
         values = np.exp(logs)
-        launches = dict(zip(self.sources, values[len(self.parameters) :], strict=True))
-        seconds = predicted([self._rows[i] for i in which], self._machine(values), launches)
-        return np.log(seconds) - self._measured[list(which)]
-
-    def _machine(self, values: Floats) -> Machine:
-        data = with_values(self._start, self.parameters, list(values)[: len(self.parameters)])
-        return calibrated(self._spec, parse_calibration(data, "calibration", self._spec, inherited=True))
+        count = len(self.parameters)
+        machine = self._machine({p.path: x for p, x in zip(self.parameters, values[:count], strict=True)})
+        launches = dict(zip(self.sources, values[count:], strict=True))
+        return np.asarray(np.log(self._predicted(machine, launches)) - self._measured)[list(which)]
 
 
 def _fitted(spec: MachineSpec, start: Data, rows: Sequence[Row], skipped: Sequence[Skipped], by: str) -> Calibration:

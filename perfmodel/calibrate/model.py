@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import TypeAlias
 
@@ -24,38 +24,60 @@ M, N, K, BATCH = "cp", "ep", "fsdp", "dp"
 Launches: TypeAlias = Mapping[str, float]
 """Source of kernel rows -> what its harness adds to each launch [s]."""
 
+Seconds: TypeAlias = Callable[[Machine], Floats]
+"""Seconds that a machine predicts for some rows [s], shape (rows,)."""
+
 
 def predicted(rows: Sequence[Row], machine: Machine, launches: Launches) -> Floats:
     """Seconds of each row [s], shape (rows,)."""
-    seconds = np.empty(len(rows))
-    for kind in {row.what.kind for row in rows if isinstance(row.what, Collective)}:
-        chosen = [i for i, row in enumerate(rows) if isinstance(row.what, Collective) and row.what.kind == kind]
-        seconds[chosen] = _collectives(kind, [rows[i].what for i in chosen], machine)
-    for dtype, kernel in ((dtype, kernel) for dtype in BYTES for kernel in (Gemm, Attention)):
-        chosen = [i for i, row in enumerate(rows) if isinstance(row.what, kernel) and row.what.dtype == dtype]
-        if chosen:
-            seconds[chosen] = _kernels(dtype, [rows[i] for i in chosen], machine)
-            seconds[chosen] += [launches.get(rows[i].source, 0.0) for i in chosen]
+    return predictor(rows)(machine, launches)
+
+
+def predictor(rows: Sequence[Row]) -> Callable[[Machine, Launches], Floats]:
+    """`predicted` for many machines: what depends on the rows alone is worked out once."""
+    parts = list(_parts(rows))
+    sources, harness = np.unique([row.source for row in rows], return_inverse=True)
+
+    def seconds(machine: Machine, launches: Launches) -> Floats:
+        found = np.array([launches.get(source, 0.0) for source in sources])[harness]
+        for chosen, each in parts:
+            found[chosen] += each(machine)
+        return found
+
     return seconds
 
 
-def _collectives(kind: str, found: Sequence[Collective | Gemm | Attention], machine: Machine) -> Floats:
+def _parts(rows: Sequence[Row]) -> Iterator[tuple[Sequence[int], Seconds]]:
+    """Positions of rows that one formula predicts, and that formula."""
+    groups: dict[tuple[type, str], list[int]] = {}
+    for i, row in enumerate(rows):
+        what = row.what
+        groups.setdefault((type(what), what.kind if isinstance(what, Collective) else what.dtype), []).append(i)
+    for (kernel, name), chosen in groups.items():
+        if kernel is Collective:
+            yield chosen, _collectives(name, [rows[i].what for i in chosen])
+        else:
+            yield chosen, _kernels(_gemm(name) if kernel is Gemm else _attention(name), [rows[i] for i in chosen])
+
+
+def _collectives(kind: str, found: Sequence[Collective | Gemm | Attention]) -> Seconds:
     """Groups are as the measurements have them: contiguous ranks, or as many on each of several servers."""
     each = [what for what in found if isinstance(what, Collective)]
-    server = machine.chips_per_instance * machine.ranks_per_chip
-    size, bytes = (np.array(column, dtype=np.float64) for column in ([c.ranks for c in each], [c.bytes for c in each]))
-    stride = np.array([max(server * c.nodes / c.ranks, 1.0) if c.nodes > 1 else 1.0 for c in each])
-    return np.asarray(collective_seconds(kind, bytes, size, stride, machine))
+    ranks, nodes, bytes = np.array([(c.ranks, c.nodes, c.bytes) for c in each], dtype=np.float64).T
+
+    def seconds(machine: Machine) -> Floats:
+        server = machine.chips_per_instance * machine.ranks_per_chip
+        stride = np.where(nodes > 1.0, np.maximum(server * nodes / ranks, 1.0), 1.0)
+        return np.asarray(collective_seconds(kind, bytes, ranks, stride, machine))
+
+    return seconds
 
 
-def _kernels(dtype: str, rows: Sequence[Row], machine: Machine) -> Floats:
+def _kernels(asked: Demand, rows: Sequence[Row]) -> Seconds:
     """Kernels of one kind; on a share of a rank's units, as much work for all of them takes as long."""
-    gemms = all(isinstance(row.what, Gemm) for row in rows)
     columns = np.array([_sizes(row) for row in rows]).T
-    sizes = dict.fromkeys(SYMBOLS, 1.0) | dict(zip((M, N, K, BATCH), columns, strict=True))
-    asked = _gemm(dtype) if gemms else _attention(dtype)
-    found = kernel_seconds(asked, Evaluator(sizes), machine).values()
-    return np.asarray(reduce(np.maximum, found))
+    evaluate = Evaluator(dict.fromkeys(SYMBOLS, 1.0) | dict(zip((M, N, K, BATCH), columns, strict=True)))
+    return lambda machine: np.asarray(reduce(np.maximum, kernel_seconds(asked, evaluate, machine).values()))
 
 
 def _sizes(row: Row) -> tuple[float, float, float, float]:

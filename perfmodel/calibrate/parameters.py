@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from perfmodel.spec_file import point_paths
 from perfmodel.units import UNITS
 
 Data: TypeAlias = dict[str, Any]
@@ -90,9 +91,10 @@ def _numbers(data: Data) -> Iterator[tuple[str, tuple[str | int, ...], float, st
                 if name in algorithm:
                     number = algorithm[name]
                     yield f"{where}.{name}", (*keys, name, "value"), float(number["value"]), number["unit"]
-            for p, (size, share) in enumerate(algorithm.get("curve", {}).get("value", ())):
+            curve = algorithm.get("curve", {}).get("value", ())
+            for p, (at, (_, share)) in enumerate(zip(point_paths(f"{where}.curve", curve), curve, strict=True)):
                 if share < 1.0:
-                    yield f"{where}.curve.{size:g}", (*keys, "curve", "value", p, 1), float(share), "1"
+                    yield at, (*keys, "curve", "value", p, 1), float(share), "1"
 
 
 def with_values(data: Data, found: Sequence[Parameter], values: Sequence[float]) -> Data:
