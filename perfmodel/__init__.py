@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perfmodel.calibrate import Calibration, calibrate
+    from perfmodel.calibrate.calibration import Calibration, calibrate
     from perfmodel.errors import (
         AxisNameError,
         LayoutError,
@@ -41,7 +41,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Argument": "trace",
     "AxisNameError": "errors",
-    "Calibration": "calibrate",
+    "Calibration": "calibrate.calibration",
     "Estimate": "estimate",
     "Graph": "graph",
     "Hints": "trace",
@@ -56,7 +56,7 @@ _HOMES = {
     "StudyError": "errors",
     "TraceError": "errors",
     "Verification": "verify",
-    "calibrate": "calibrate",
+    "calibrate": "calibrate.calibration",
     "check_chips": "machine",
     "load_graph": "graph_file",
     "load_machine": "machine",

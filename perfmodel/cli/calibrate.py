@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from perfmodel.calibrate.groups import GROUPS
 from perfmodel.cli.options import MACHINE
 from perfmodel.cli.output import Output
 
@@ -22,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--leave-out",
-        choices=("point", "ranks", "kind", "source"),
+        choices=tuple(GROUPS),
         default="point",
         help="rows that are predicted together without having been seen (default: a point)",
     )

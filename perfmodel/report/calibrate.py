@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import RenderableType
 
-from perfmodel.calibrate import Calibration, Errors
+from perfmodel.calibrate.calibration import Calibration, Errors
 from perfmodel.report.layout import table
 from perfmodel.units import format_seconds
 
