@@ -85,7 +85,7 @@ def _calibration(text: str) -> tuple[str, Table] | None:
 def _shipped_calibration(name: str) -> tuple[str, Table]:
     found = _calibration(name)
     if found is None:
-        raise MachineError(f"calibration: got extends = {name!r}, expected a machine with a calibration: mend the file")
+        raise MachineError(f"calibration: got {name!r}, expected a machine with a calibration: mend extends or like")
     return found
 
 
@@ -146,19 +146,28 @@ def _alike(where: str, data: Table) -> Table:
     tiers: Any = data.get("tiers")
     if not _is_named(tiers):
         return data
-    by_name = {str(tier["name"]): tier for tier in tiers}
     completed = []
     for tier in tiers:
         if isinstance(like := tier.get("like"), str):
-            others = {name: other for name, other in by_name.items() if name != tier["name"]}
-            if like not in others:
+            machine, _, name = like.rpartition(": ")
+            others = {other["name"]: other for other in (_shipped_tiers(machine) if machine else tiers)}
+            if not machine:
+                del others[tier["name"]]
+            if name not in others:
                 expected = f"one of {', '.join(others)}"
                 raise MachineError(
-                    f"{where}: tiers.{tier['name']}.like: got {like!r}, expected {expected}: mend the file"
+                    f"{where}: tiers.{tier['name']}.like: got {name!r}, expected {expected}: mend the file"
                 )
-            tier = {**_assumed(others[like], f"as {like}"), **tier}
+            tier = {**_assumed(others[name], f"as {like}"), **tier}
         completed.append(tier)
     return {**data, "tiers": completed}
+
+
+def _shipped_tiers(machine: str) -> list[Table]:
+    """Tiers of a shipped calibration."""
+    where, data = _shipped_calibration(machine)
+    tiers: list[Table] = _completed(where, data, _shipped_calibration)["tiers"]
+    return tiers
 
 
 def _assumed(node: Any, source: str) -> Any:

@@ -41,7 +41,8 @@ class Matrix:
     fill:     steps along the contraction that a tile loses before its first result [1]
     operands: how much a small tile loses to fetching its operands: a tile of m by n reaches
               1 / (1 + operands (1/m + 1/n)) of the rate [elements]
-    mask_block: keys that a causal attention kernel skips together; what a block holds beyond the mask is worked on [1]
+    query_keys: what a query of an attention kernel costs beside the keys that it sees, in keys: blocks reach beyond the
+              mask, and each block of queries is fetched, rescaled and stored [1]
     ramp:     time that a burst of matrix work loses until the clock is up [s]
     shares:   of the peak that is reached, by element types that differ from the others [1]
     """
@@ -50,7 +51,7 @@ class Matrix:
     tiles: tuple[tuple[int, int, int], ...] = ((1, 1, 1),)
     fill: float = 0.0
     operands: float = 0.0
-    mask_block: float = 0.0
+    query_keys: float = 0.0
     ramp: float = 0.0
     shares: Mapping[str, float] = field(default_factory=dict)
 
@@ -257,7 +258,7 @@ def _matrix(spec: MachineSpec, read: _Reader, fitted: _Reader) -> Matrix:
         tiles=tuple((m, n, k) for m, n, k in spec.chip.tiles.value) if spec.chip.tiles else ((1, 1, 1),),
         fill=fitted.si.get("efficiency.fill", 0.0),
         operands=fitted.si.get("efficiency.operands", 0.0),
-        mask_block=fitted.si.get("efficiency.mask_block", 0.0),
+        query_keys=fitted.si.get("efficiency.query_keys", 0.0),
         ramp=read.si.get("chip.ramp", 0.0),
         shares=fitted.table("efficiency.by_dtype"),
     )
@@ -295,6 +296,7 @@ def _tier(spec: TierSpec, measured: TierCalibration | None, read: _Reader, fitte
 def _algorithm(name: str, path: str, fitted: _Reader, memory_bandwidth: float) -> Algorithm:
     return Algorithm(
         name=name,
+        inner=fitted.si.get(f"{path}.inner", 0.0),
         base=fitted.si.get(f"{path}.base", 0.0),
         copy=fitted.si.get(f"{path}.copies", 0.0) / memory_bandwidth,
         latency=fitted.si[f"{path}.latency"],

@@ -219,8 +219,8 @@ def kernel_seconds(kernel: Demand, evaluate: Evaluator, machine: Machine) -> dic
         share = machine.efficiency["vector" if engine in machine.elementwise else engine]
         _add(seconds, engine, evaluate.amount(flops) / (rate * share))
     if kernel.keys is not None:
-        blocks = 1.0 + machine.matrix.mask_block / evaluate.term(kernel.keys)
-        seconds["attention"] = seconds["attention"] * blocks
+        beside = 1.0 + machine.matrix.query_keys / evaluate.term(kernel.keys)
+        seconds["attention"] = seconds["attention"] * beside
     return seconds
 
 

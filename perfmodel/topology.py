@@ -32,8 +32,10 @@ RING_OF_FOUR = 4
 class Algorithm:
     """One way of running collectives on a tier.
 
+    name:       how it goes about it; more words after that tell variants apart
     latency:    of a step [s]
     efficiency: share of the bandwidth that large messages reach, by the kinds of collective that it serves
+    inner:      of a step inside the tiers below, of an algorithm that goes through all their ranks [s]
     base:       of a collective, whatever its steps [s]
     copy:       of passing each byte through memory, beside the wire [s/B]
     curve:      how much of that share messages of a size reach
@@ -43,10 +45,16 @@ class Algorithm:
     name: str
     latency: float
     efficiency: Mapping[str, float]
+    inner: float = 0.0
     base: float = 0.0
     copy: float = 0.0
     curve: Curve = ()
     up_to: float = math.inf
+
+    @property
+    def way(self) -> str:
+        """The name without what tells variants apart."""
+        return self.name.partition(" ")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

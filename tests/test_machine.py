@@ -52,6 +52,9 @@ BELOW = {
 }
 """What shipped machines extend, nearest first."""
 
+ALIKE = dict.fromkeys(("h200", "b200", "gb200-nvl72"), ("h100",))
+"""Machines whose tiers the calibrations of others take theirs to be like."""
+
 MACHINE = """
 name = "mine"
 title = "A machine with round numbers"
@@ -205,10 +208,12 @@ def test_every_fact_of_a_shipped_machine_stands_in_its_file_or_in_one_that_it_ex
     for number in raw_numbers(files[0]):
         assert Fact(**number) in facts
     stated = [Fact(**number) for data in files for number in raw_numbers(data)]
-    taken = {(str(fact.value), fact.unit) for fact in stated}
+    alike = [file for other in ALIKE.get(name, ()) for file in chain(other, folder / "calibrations")]
+    known = [Fact(**number) for data in (*files, *alike) for number in raw_numbers(data)]
+    taken = [(fact.value, fact.unit) for fact in known]
     strange = [fact for fact in facts if fact not in stated]
     assert all(fact.source.startswith("as ") and fact.kind == "assumed" for fact in strange)
-    assert all((str(fact.value), fact.unit) in taken for fact in strange)
+    assert all((fact.value, fact.unit) in taken for fact in strange)
 
 
 @pytest.mark.parametrize("name", ["h100", "trn2"])
@@ -227,6 +232,20 @@ def test_a_tier_is_like_one_that_the_calibration_has(tmp_path: Path) -> None:
     assert wire.algorithms == board.algorithms
     wrong = complaint(write(tmp_path, calibration=like.replace('like = "board"', 'like = "bored"')))
     assert "tiers.wire.like: got 'bored', expected one of board: mend the file" in wrong
+
+
+def test_a_tier_is_like_one_of_another_machine(tmp_path: Path) -> None:
+    like = CALIBRATION[: CALIBRATION.rindex("[[tiers]]")] + '[[tiers]]\nname = "wire"\nlike = "h100: EFA"\n'
+    machine = load_machine(write(tmp_path, calibration=like))
+    assert [a.latency for a in machine.tiers[1].algorithms] == [
+        a.latency for a in load_machine("h100").tiers[1].algorithms
+    ]
+    taken = [fact for path, fact in machine.facts.items() if path.startswith("calibration.tiers.wire.")]
+    assert {(fact.kind, fact.source) for fact in taken} == {("assumed", "as h100: EFA")}
+    wrong = complaint(write(tmp_path, calibration=like.replace("EFA", "IB")))
+    assert "tiers.wire.like: got 'IB', expected one of NVSwitch, EFA: mend the file" in wrong
+    wrong = complaint(write(tmp_path, calibration=like.replace("h100", "h1000")))
+    assert "got 'h1000', expected a machine with a calibration: mend extends or like" in wrong
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -576,7 +595,7 @@ CALIBRATION_FAULTS = {
         '"ring"',
         '"star"',
         "tiers.board.algorithms.star.name",
-        "got 'star', expected 'mesh', ",
+        "got 'star', expected one of mesh, ",
     ),
     "falling curve": (
         "latency = { value = 2,",

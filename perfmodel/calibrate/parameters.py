@@ -12,24 +12,27 @@ from perfmodel.units import UNITS
 
 Data: TypeAlias = dict[str, Any]
 
-ENGINES = ("tensor", "attention", "vector", "memory", "fill", "operands", "mask_block")
+TIMES = ("latency", "inner", "base")
+ENGINES = ("tensor", "attention", "vector", "memory", "fill", "operands", "query_keys")
 BOUNDS: Mapping[str, tuple[float, float]] = {
     "latency": (1e-8, 1e-3),
+    "inner": (1e-8, 1e-3),
     "base": (1e-7, 1e-2),
     "copies": (1e-2, 20.0),
     "fill": (1e-2, 100.0),
     "operands": (1e-1, 500.0),
-    "mask_block": (1.0, 65536.0),
+    "query_keys": (1.0, 65536.0),
 }
 """Last part of a path -> bounds of the number there, in SI; everything else is a share of a peak."""
 
 NEUTRAL: Mapping[str, float] = {
     "latency": 5e-6,
+    "inner": 2e-6,
     "base": 1e-5,
     "copies": 1.0,
     "fill": 1.0,
     "operands": 10.0,
-    "mask_block": 1024.0,
+    "query_keys": 512.0,
     "attention": 0.5,
 }
 """Last part of a path -> what one would guess there before any measurement, in SI; everything else is `GUESS`."""
@@ -59,7 +62,7 @@ def parameters(data: Data) -> list[Parameter]:
     found = []
     for path, keys, value, unit in _numbers(data):
         name = path.rpartition(".")[2]
-        scale = UNITS[unit] if name in ("latency", "base") else 1.0
+        scale = UNITS[unit] if name in TIMES else 1.0
         low, high = CURVE if ".curve." in path else BOUNDS.get(name, SHARE)
         found.append(
             Parameter(
@@ -86,7 +89,7 @@ def _numbers(data: Data) -> Iterator[tuple[str, tuple[str | int, ...], float, st
         for j, algorithm in enumerate(tier["algorithms"]):
             where = f"tiers.{tier['name']}.algorithms.{algorithm['name']}"
             keys = ("tiers", i, "algorithms", j)
-            for name in ("latency", "base", "copies", "all_gather", "reduce_scatter", "all_reduce", "all_to_all"):
+            for name in (*TIMES, "copies", "all_gather", "reduce_scatter", "all_reduce", "all_to_all"):
                 if name in algorithm:
                     number = algorithm[name]
                     yield f"{where}.{name}", (*keys, name, "value"), float(number["value"]), number["unit"]

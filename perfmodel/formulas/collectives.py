@@ -38,6 +38,21 @@ def mesh_steps(n: Number) -> Number:
     return np.minimum(n - 1.0, 1.0)
 
 
+def flat_ring_steps(n: Number, m: Number) -> tuple[Number, Number]:
+    """Steps of one ring through all m ranks inside each of n members: n - 1 between members, and n (m - 1) inside [1].
+
+    Source: NCCL, src/graph/tuning.cc, latency of rings.
+    """
+    return n - 1.0, n * (m - 1.0)
+
+
+def pairwise_steps(n: Number, m: Number) -> tuple[Number, Number]:
+    """Messages of a rank to all others, one after the other, m of them inside each of n members: m (n - 1) to other
+    members, m - 1 inside its own [1].
+    """
+    return m * (n - 1.0), m - 1.0
+
+
 def gather_seconds_per_byte(n: Number, b: Number) -> Number:
     """Wire time of all-gather, or of reduce-scatter, per byte of V: (n - 1) / (n b) [s/B].
 
