@@ -56,7 +56,7 @@ def calibration_text(name_or_path: str | Path) -> str | None:
         return None
     text = file.read_text(encoding="utf-8")
     data = tomllib.loads(text)
-    return None if "extends" in data or any("like" in tier for tier in data.get("tiers", ())) else text
+    return None if "extends" in data or any("like" in part for part in (data, *data.get("tiers", ()))) else text
 
 
 def _calibration_file(text: str) -> Traversable:
@@ -142,7 +142,12 @@ def _joined(below: Any, above: Any) -> Any:
 
 
 def _alike(where: str, data: Table) -> Table:
-    """A calibration whose tiers that are `like` another one have its numbers, as assumed ones."""
+    """A calibration that is `like` that of another machine, or whose tiers are `like` others, has their numbers, as
+    assumed ones.
+    """
+    if isinstance(like := data.get("like"), str):
+        above = {key: value for key, value in data.items() if key != "like"}
+        data = _joined(_assumed(_shipped(like), f"as {like}"), above)
     tiers: Any = data.get("tiers")
     if not _is_named(tiers):
         return data
@@ -150,7 +155,7 @@ def _alike(where: str, data: Table) -> Table:
     for tier in tiers:
         if isinstance(like := tier.get("like"), str):
             machine, _, name = like.rpartition(": ")
-            others = {other["name"]: other for other in (_shipped_tiers(machine) if machine else tiers)}
+            others = {other["name"]: other for other in (_shipped(machine)["tiers"] if machine else tiers)}
             if not machine:
                 del others[tier["name"]]
             if name not in others:
@@ -163,11 +168,10 @@ def _alike(where: str, data: Table) -> Table:
     return {**data, "tiers": completed}
 
 
-def _shipped_tiers(machine: str) -> list[Table]:
-    """Tiers of a shipped calibration."""
+def _shipped(machine: str) -> Table:
+    """A shipped calibration, complete."""
     where, data = _shipped_calibration(machine)
-    tiers: list[Table] = _completed(where, data, _shipped_calibration)["tiers"]
-    return tiers
+    return _alike(where, _completed(where, data, _shipped_calibration))
 
 
 def _assumed(node: Any, source: str) -> Any:

@@ -80,7 +80,7 @@ class Machine:
                    attention kernels; 1 without calibration [1]
     overlap:       share of compute time that each class of collective may hide behind [1]
     barrier_seconds: what each doubling of the ranks adds to a step that communicates [s]
-    pipeline_depth: how far the phases of a hierarchical collective overlap [1]
+    pipeline_depth: how far the phases of a hierarchical collective overlap; without calibration wholly [1]
     group_sizes:   sizes of mesh axes that the runtime supports; an axis that is absent may have any
     limits:        what the compiler and the runtime take in one graph: instructions, communicators [1]
     usd_per_chip_hour: by the first of the offers; NaN where no price is published [USD/h]
@@ -234,7 +234,7 @@ def _machine(spec: MachineSpec, calibration: CalibrationSpec | None, gaps: tuple
         step_overhead_seconds=read.si["chip.step_overhead"],
         barrier_seconds=read.si.get("chip.barrier", 0.0),
         tiers=_tiers(spec, calibration, read, fitted),
-        pipeline_depth=fitted.si.get("pipeline_depth", 1.0),
+        pipeline_depth=fitted.si.get("pipeline_depth", math.inf),
         group_sizes={axis: tuple(number.value) for axis, number in spec.groups if number},
         limits={name: number.value for name, number in spec.limits if number},
         instance=spec.instance.name,

@@ -52,8 +52,13 @@ BELOW = {
 }
 """What shipped machines extend, nearest first."""
 
-ALIKE = dict.fromkeys(("h200", "b200", "gb200-nvl72"), ("h100",))
-"""Machines whose tiers the calibrations of others take theirs to be like."""
+ALIKE = {
+    **dict.fromkeys(("h200", "b200", "gb200-nvl72", "mi300x"), ("h100",)),
+    **dict.fromkeys(("trn1", "trn1n", "trn3-gen1", "trn3-gen2"), ("trn2",)),
+    "inf2": ("trn1", "trn2"),
+    **dict.fromkeys(("tpu-v4", "tpu-v5e", "tpu-v5p", "tpu-v6e"), ("tpu-v7",)),
+}
+"""Machines that the calibrations of others take theirs, or tiers of it, to be like."""
 
 MACHINE = """
 name = "mine"
@@ -232,6 +237,25 @@ def test_a_tier_is_like_one_that_the_calibration_has(tmp_path: Path) -> None:
     assert wire.algorithms == board.algorithms
     wrong = complaint(write(tmp_path, calibration=like.replace('like = "board"', 'like = "bored"')))
     assert "tiers.wire.like: got 'bored', expected one of board: mend the file" in wrong
+
+
+def test_a_calibration_like_another_takes_its_numbers_as_assumed(tmp_path: Path) -> None:
+    head = CALIBRATION[: CALIBRATION.index("[efficiency]")]
+    tiers = '[[tiers]]\nname = "board"\nlike = "h100: NVSwitch"\n[[tiers]]\nname = "wire"\nlike = "h100: EFA"\n'
+    own = '[efficiency]\ntensor = { value = 0.5, unit = "1", kind = "measured", source = "a clock" }\n'
+    machine = load_machine(write(tmp_path, calibration=f'like = "h100"\n{head}{own}{tiers}'))
+    assert machine.efficiency == {**load_machine("h100").efficiency, "tensor": 0.5}
+    fact = machine.facts["calibration.efficiency.memory"]
+    assert (fact.kind, fact.source) == ("assumed", "as h100")
+    assert machine.facts["calibration.efficiency.tensor"].kind == "measured"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_shipped_machine_is_priced_at_its_peaks(name: str) -> None:
+    machine = load_machine(name)
+    assert 0.3 < machine.efficiency["tensor"] <= 1.0
+    assert 0.3 < machine.efficiency["attention"] < 0.7
+    assert not any("not calibrated" in line for line in machine.assumptions)
 
 
 def test_a_tier_is_like_one_of_another_machine(tmp_path: Path) -> None:
