@@ -17,7 +17,7 @@ from perfmodel.machine import Machine
 from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, ShardedGraph
 from perfmodel.topology import unsupported_group
 from perfmodel.units import GIB
-from perfmodel.work import MICROBATCH, RESIZABLE, TP, Identity, Number
+from perfmodel.work import MICROBATCH, RESIZABLE, TP, VIRTUAL, Identity, Number
 
 OUT_OF_MEMORY = "out of memory"
 ONE_MICROBATCH = "no dim named microbatch, so dp*fsdp*ep*mb must be the global batch"
@@ -85,6 +85,7 @@ def misfits(graph: Graph, rules: Sequence[Constraint], layout: Layout, sizes: Ma
     broken: dict[str, Any] = {}
     for name, mask in chain(
         _undivided(rules, sizes),
+        _uneven_chunks(rules, layout, sizes),
         _unshared_heads(graph, sizes),
         _wrong_batch(graph, layout, sizes),
         _wrong_mesh(graph, layout),
@@ -100,6 +101,18 @@ def _undivided(rules: Sequence[Constraint], sizes: Mapping[str, Number]) -> Mask
         axes = "*".join(dict.fromkeys("tp" if axis in TP else axis for axis in rule.axes))
         parts = math.prod(sizes[axis] for axis in rule.axes)
         yield f"{rule.name} {rule.size} not divisible by {axes}", _uneven(rule.size, parts)
+
+
+def _uneven_chunks(rules: Sequence[Constraint], layout: Layout, sizes: Mapping[str, Number]) -> Masks:
+    """Layers that virtual stages cannot share evenly, and microbatches that do not come in groups of all stages."""
+    stages, chunks = sizes["pp"], sizes[VIRTUAL]
+    interleaved = np.asarray(chunks) > 1.0
+    layers = {rule.size: rule.name for rule in rules if rule.axes == ("pp",)}
+    for size, name in layers.items():
+        yield f"{name} {size} not divisible by pp*vpp", interleaved & _uneven(size, stages * chunks)
+    yield "vpp > 1 without pp > 1", interleaved & (np.asarray(stages) == 1.0)
+    yield "vpp > 1 with microbatches not divisible by pp", interleaved & _uneven(sizes[MICROBATCH], stages)
+    yield f"vpp > 1 with schedule={layout.schedule}", interleaved & (layout.schedule != "1f1b")
 
 
 def _unshared_heads(graph: Graph, sizes: Mapping[str, Number]) -> Masks:
@@ -157,7 +170,7 @@ def _wrong_groups(layout: Layout, machine: Machine) -> Masks:
         yield f"group of {axis} not supported by {machine.name}", mask
 
 
-def _uneven(size: float, parts: Number) -> Any:
+def _uneven(size: Number, parts: Number) -> Any:
     """Mask of the numbers of parts, which need not be whole, that a size does not divide into."""
     return _fractional(size / parts) | _fractional(parts)
 

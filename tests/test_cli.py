@@ -300,7 +300,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "unknown key": (("estimate", "{tiny}", *ESTIMATE, "--layout", "tpp=4"), "got key 'tpp', expected one of"),
     "unknown axis": (("estimate", "{tiny}", *ESTIMATE, "--layout", "xp=4"), "got key 'xp', expected one of"),
-    "later axis": (("estimate", "{tiny}", *ESTIMATE, "--layout", "vpp=4"), "interleaved pipeline schedules is not in"),
+    "chunks of layers": (("estimate", "{tiny}", *ESTIMATE, "--layout", "pp=2,vpp=7"), "not divisible by pp\\*vpp"),
     "wrong product": (("estimate", "{tiny}", *ESTIMATE, "--layout", "dp=3,tp=2"), "multiply to 6, expected 16 ranks"),
     "too many ranks": (
         ("estimate", "{tiny}", *ESTIMATE, "--layout", "tp=32"),
