@@ -675,6 +675,66 @@ def test_a_fabric_without_bounds_takes_any_number_of_chips() -> None:
         check_chips(machine, 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "chips", "extents"),
+    [
+        *(("gb200-nvl72", chips, 72) for chips in (1, 6, 35, 64, 71, 72, 144, 720)),
+        ("gb200-nvl72", 128, 64),  # of two racks
+        ("gb200-nvl72", 1024, 64),
+        ("gb200-nvl72", 111, 37),  # of three
+        ("h100", 6, 8),
+        ("h100", 12, 6),  # of two servers
+        ("h100", 28, 7),
+        ("trn3-gen1", 96, 48),
+    ],
+)
+def test_a_job_has_any_part_of_a_switch_or_as_much_of_each_of_the_fewest(name: str, chips: int, extents: int) -> None:
+    machine = load_machine(name)
+    part = slice_of(machine, check_chips(machine, chips))
+    assert part.tiers[-2].extents == (extents,)
+    assert slice_of(part, check_chips(part, chips)).tiers == part.tiers
+
+
+@pytest.mark.parametrize("chips", [9, 13, 17, 9 * 11])
+def test_less_than_half_of_each_server_would_be_more_servers_than_needed(chips: int) -> None:
+    with pytest.raises(MachineError, match=rf"chips: got {chips}, expected 1 to 8 or a multiple of any of 4 to 8 \("):
+        check_chips(load_machine("h100"), chips)
+
+
+def test_racks_of_servers_are_used_alike() -> None:
+    machine = load_machine("trn3-gen2")
+    extents = {
+        chips: [tier.extents[0] for tier in slice_of(machine, check_chips(machine, chips)).tiers[1:]]
+        for chips in (3, 72, 9, 78, 144, 128)
+    }
+    assert extents == {
+        3: [4, 18, 2, 0],
+        72: [4, 18, 2, 0],
+        9: [3, 18, 2, 0],  # three chips in each of three servers
+        78: [3, 13, 2, 0],  # of 26 servers, 13 in each of two racks
+        128: [4, 16, 2, 0],
+        144: [4, 18, 2, 0],
+    }
+    with pytest.raises(MachineError, match="chips: got 11, expected 1 to 4, 6, 8 to 10, 12, 14 to 16, 18, "):
+        check_chips(machine, 11)
+
+
+def test_chips_stay_whole_and_links_to_chips_left_out_are_idle() -> None:
+    pairs = fake_machine(ranks_per_chip=4, tiers=(tier(8), tier()))
+    assert [slice_of(pairs, 4 * chips).tiers[0].extents for chips in (1, 2, 3, 4)] == [(8,), (8,), (4,), (8,)]
+    full = fake_machine(tiers=(tier(8, kind="full", bandwidth=7.0), tier()))
+    part = slice_of(full, 12).tiers[0]
+    assert (part.extents, part.bandwidth) == ((6,), (5.0,))
+    seconds = [float(collective_seconds("all_gather", 1.0, 3, 1, machine)) for machine in (full, slice_of(full, 12))]
+    assert seconds[0] == seconds[1] == (3 - 1) / 3 / 2  # over the links to two others
+
+
+def test_a_torus_without_shapes_is_filled_one_dim_after_the_other() -> None:
+    machine = fake_machine(tiers=(tier(6, kind="torus", dims=2), tier()))
+    with pytest.raises(MachineError, match=r"chips: got 4, expected 1 to 3, 6, 12, 18, 36 or a multiple of 36 \("):
+        check_chips(machine, 4)
+
+
 def test_a_bounded_fabric_takes_no_more_chips_than_it_has() -> None:
     machine = fake_machine(tiers=(tier(2, kind="torus", dims=2),))
     assert check_chips(machine, 4) == 4
