@@ -12,6 +12,7 @@ from typing import Any
 
 from perfmodel.catalog import read_calibration, read_machine
 from perfmodel.errors import MachineError
+from perfmodel.gaps import gaps
 from perfmodel.schema import CalibrationSpec, MachineSpec, TierCalibration, TierSpec, dimension_of, numbers
 from perfmodel.spec_file import finite_ranks, parse_calibration, parse_machine, points, rank_bandwidth, si_of
 from perfmodel.topology import Algorithm, Curve, Tier, cut, in_use, least_of_several
@@ -178,36 +179,12 @@ def load_machine(name_or_path: str | Path, *, calibrated: bool = True) -> Machin
     spec = parse_machine(data, where)
     found = read_calibration(name_or_path) if calibrated else None
     calibration = parse_calibration(found[1], found[0], spec, inherited=found[2]) if found else None
-    return _machine(spec, calibration, _gaps(spec, calibration, calibrated))
+    return _machine(spec, calibration, gaps(spec, calibration, wanted=calibrated))
 
 
 def calibrated(spec: MachineSpec, calibration: CalibrationSpec) -> Machine:
     """The machine of a checked file, with a checked calibration."""
-    return _machine(spec, calibration, _gaps(spec, calibration, True))
-
-
-def _gaps(spec: MachineSpec, calibration: CalibrationSpec | None, wanted: bool) -> tuple[str, ...]:
-    """What lacks a measurement, in words."""
-    if calibration is None:
-        state = "is not calibrated" if wanted else "is taken without its calibration"
-        return (f"{spec.name} {state}: a pure roofline, no overlap",)
-    known = {tier.name for tier in calibration.tiers}
-    taken = [f"{spec.name} is priced with the calibration of {calibration.machine}"]
-    ideal = (
-        f"tier {tier.name} of {spec.name} is not calibrated: collectives reach its full bandwidth"
-        for tier in spec.tiers
-        if tier.name not in known
-    )
-    guesses = [
-        f"{path} {number.value:g}"
-        for path, number in numbers(calibration)
-        if number.kind == "assumed" and path.startswith(("efficiency.", "overlap."))
-    ]
-    return (
-        *(taken if calibration.machine != spec.name else ()),
-        *ideal,
-        *([f"assumed, not measured: {', '.join(guesses)}"] if guesses else []),
-    )
+    return _machine(spec, calibration, gaps(spec, calibration))
 
 
 class _Reader:
