@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from perfmodel.catalog import read_calibration, read_machine
 from perfmodel.errors import MachineError
+from perfmodel.gaps import gaps
 from perfmodel.schema import CalibrationSpec, MachineSpec, TierCalibration, TierSpec, dimension_of, numbers
 from perfmodel.spec_file import finite_ranks, parse_calibration, parse_machine, points, rank_bandwidth, si_of
-from perfmodel.topology import Algorithm, Curve, Tier
+from perfmodel.topology import Algorithm, Curve, Tier, cut, in_use, least_of_several
 
 ENGINES = ("tensor", "attention", "vector", "memory")
 ELEMENTWISE = ("vector", "scalar", "gpsimd")
@@ -118,35 +121,51 @@ class Machine:
 
 def check_chips(machine: Machine, chips: int) -> int:
     """Ranks of `chips` accelerators; raises MachineError unless they fill the fabric evenly."""
-    whole = max(finite_ranks(tier.extents for tier in machine.tiers) // machine.ranks_per_chip, 1)
-    parts = _parts(machine, whole)
-    unbounded = 0 in machine.tiers[-1].extents
-    if chips not in parts and not (unbounded and chips > whole and chips % whole == 0):
-        fitting = ", ".join(map(str, parts))
-        more = f" or a multiple of {whole}" if unbounded else ""
-        raise MachineError(f"chips: got {chips}, expected {fitting}{more} ({machine.title}): change --chips")
+    if chips < 1 or not _members(machine, chips):
+        raise MachineError(f"chips: got {chips}, expected {_allowed(machine)} ({machine.title}): change --chips")
     return chips * machine.ranks_per_chip
 
 
-def _parts(machine: Machine, whole: int) -> list[int]:
-    """Numbers of chips, up to the whole bounded fabric, that a job may have."""
-    sliced = [tier for tier in machine.tiers if tier.shapes]
-    if not sliced:
-        return [n for n in range(1, whole + 1) if whole % n == 0]
-    inner = finite_ranks(tier.extents for tier in machine.tiers[: machine.tiers.index(sliced[0])])
-    return sorted({math.prod(shape) * inner // machine.ranks_per_chip for shape in sliced[0].shapes})
+def _members(machine: Machine, chips: int) -> tuple[int, ...] | None:
+    return in_use(machine.tiers, chips * machine.ranks_per_chip, machine.ranks_per_chip)
+
+
+def _allowed(machine: Machine) -> str:
+    """Numbers of chips that a job may have."""
+    whole = max(finite_ranks(tier.extents for tier in machine.tiers) // machine.ranks_per_chip, 1)
+    parts = [n for n in range(1, whole + 1) if _members(machine, n)]
+    if 0 not in machine.tiers[-1].extents:
+        return _ranges(parts)
+    repeated = [n for n in parts if _repeats(machine, n)]
+    return f"{_ranges(parts)} or a multiple of {'any of ' * (len(repeated) > 1)}{_ranges(repeated)}"
+
+
+def _repeats(machine: Machine, chips: int) -> bool:
+    """Whether a job may have so many chips of each of several whole fabrics."""
+    members = _members(machine, chips) or ()
+    return all(n >= least_of_several(tier) for tier, n in zip(machine.tiers, members, strict=True))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """1, 2, 4 to 8."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and runs[-1][-1] + 1 == n:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def slice_of(machine: Machine, ranks: int) -> Machine:
-    """The part of a machine that a job of so many ranks gets: of a torus that is let in parts, the most cubic one."""
-    tiers: list[Tier] = []
-    inner = 1
-    for tier in machine.tiers:
-        fitting = [shape for shape in tier.shapes if math.prod(shape) * inner == ranks]
-        if fitting:
-            tier = replace(tier, extents=min(fitting, key=lambda shape: (sum(shape), shape)))
-        inner *= math.prod(extent or 1 for extent in tier.extents)
-        tiers.append(tier)
+    """The part of a machine that a job of so many ranks gets, as far as it matters to what a job costs: of a torus that
+    is let in parts one of them, of switches that are each used in part the ports in use.
+    """
+    members = in_use(machine.tiers, ranks, machine.ranks_per_chip)
+    if not members:
+        return machine
+    beyond = list(accumulate(members, operator.floordiv, initial=ranks))[1:]
+    tiers = (cut(tier, n, several) for tier, n, several in zip(machine.tiers, members, beyond, strict=True))
     return replace(machine, tiers=tuple(tiers))
 
 
@@ -161,36 +180,12 @@ def load_machine(name_or_path: str | Path, *, calibrated: bool = True) -> Machin
     spec = parse_machine(data, where)
     found = read_calibration(name_or_path) if calibrated else None
     calibration = parse_calibration(found[1], found[0], spec, inherited=found[2]) if found else None
-    return _machine(spec, calibration, _gaps(spec, calibration, calibrated))
+    return _machine(spec, calibration, gaps(spec, calibration, wanted=calibrated))
 
 
 def calibrated(spec: MachineSpec, calibration: CalibrationSpec) -> Machine:
     """The machine of a checked file, with a checked calibration."""
-    return _machine(spec, calibration, _gaps(spec, calibration, True))
-
-
-def _gaps(spec: MachineSpec, calibration: CalibrationSpec | None, wanted: bool) -> tuple[str, ...]:
-    """What lacks a measurement, in words."""
-    if calibration is None:
-        state = "is not calibrated" if wanted else "is taken without its calibration"
-        return (f"{spec.name} {state}: a pure roofline, no overlap",)
-    known = {tier.name for tier in calibration.tiers}
-    taken = [f"{spec.name} is priced with the calibration of {calibration.machine}"]
-    ideal = (
-        f"tier {tier.name} of {spec.name} is not calibrated: collectives reach its full bandwidth"
-        for tier in spec.tiers
-        if tier.name not in known
-    )
-    guesses = [
-        f"{path} {number.value:g}"
-        for path, number in numbers(calibration)
-        if number.kind == "assumed" and path.startswith(("efficiency.", "overlap."))
-    ]
-    return (
-        *(taken if calibration.machine != spec.name else ()),
-        *ideal,
-        *([f"assumed, not measured: {', '.join(guesses)}"] if guesses else []),
-    )
+    return _machine(spec, calibration, gaps(spec, calibration))
 
 
 class _Reader:

@@ -23,7 +23,10 @@ TABLES = Path(str(resources.files("hardware_specs"))) / "measurements"
 MIB = 2**20
 SQUARES = [(4096 * i, 4096 * i, k) for i in (2, 4) for k in (256, 1024, 8192)]
 
-COLUMNS = "hardware op group_size nodes size_bytes time_us dtype m n k batch seq heads head_dim causal source notes"
+COLUMNS = (
+    "hardware op group_size nodes devices_per_node size_bytes time_us dtype m n "
+    "k batch seq heads head_dim causal shape source notes"
+)
 
 
 def write(path: Path, rows: list[Mapping[str, object]], columns: str = COLUMNS) -> Path:
@@ -125,9 +128,33 @@ def test_a_row_is_read_by_its_columns_or_from_the_text_of_its_shape(
     [
         ({"hardware": "that"}, "other hardware"),
         ({"op": "cast"}, "'cast' is neither a collective nor a matmul nor attention"),
-        ({"size_bytes": ""}, "no bytes"),
-        ({"time_us": "fast"}, "no time"),
-        ({"time_us": "-1"}, "time is -1"),
+        *(
+            ({name: text}, f"{name}: got {text or 'nothing'}, expected a number from {least} to {most}")
+            for name, least, most in (("size_bytes", "1", "1e+15"), ("time_us", "0.001", "1e+12"))
+            for text in ("", "fast", "nan", "inf", "-inf", "0", "-1")
+        ),
+        *(
+            ({**cells, name: text}, f"{name}: got {text or 'nothing'}, expected a whole number from 1 to 1e+09")
+            for cells, names in (
+                ({}, ["group_size"]),
+                ({"op": "gemm", "dtype": "bf16", "m": 1, "n": 1, "k": 1}, "mnk"),
+                (
+                    {"op": "attention", "causal": "1", "batch": 1, "seq": 8, "heads": 2, "head_dim": 4},
+                    ["batch", "heads", "head_dim"],
+                ),
+            )
+            for name in names
+            for text in ("", "abc", "nan", "inf", "0", "-8", "8.5")
+        ),
+        ({"nodes": "two"}, "nodes: got two, expected a whole number from 1 to 1e+09"),
+        ({"nodes": 16}, "nodes: got 16, expected a divisor of the 8 ranks: as many on each server"),
+        ({"nodes": 3}, "nodes: got 3, expected a divisor of the 8 ranks: as many on each server"),
+        ({"devices_per_node": 5}, "devices_per_node: got 5, expected a divisor of the 8 ranks: as many on each server"),
+        ({"group_size": 1}, "group_size: got 1, expected at least 2 ranks, that have something to send"),
+        (
+            {"op": "matmul", "dtype": "bf16", "shape": "0x8x8"},
+            "m: got 0, expected a whole number from 1 to 1e+09",
+        ),
         ({"notes": "SUSPECT: an empty graph"}, "the table's note calls it suspect"),
         ({"op": "gemm", "dtype": "int4", "m": 1, "n": 1, "k": 1}, "element type 'int4'"),
         ({"op": "gemm", "dtype": "bf16"}, "no sizes of a matmul in ''"),
@@ -138,6 +165,23 @@ def test_a_row_that_is_left_out_says_why(cells: Mapping[str, object], reason: st
     row = {"hardware": "this", "op": "all_reduce", "group_size": 8, "size_bytes": 9, "time_us": 7, **cells}
     rows, (skipped,) = read_rows(write(tmp_path / "t.csv", [row]), "this")
     assert (rows, skipped.id, skipped.reason) == ([], "line 2", reason)
+
+
+def test_a_row_with_more_cells_than_columns_is_left_out(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(
+        "hardware,op,time_us,group_size,size_bytes\nit,all_reduce,1,000,8,4096\n\nit,all_reduce,7,8,4096\n"
+    )
+    (row,), (skipped,) = read_rows(table, "it")
+    assert skipped.reason == "row: got 4096 beyond the last column, expected a cell for each column"
+    assert (skipped.id, row.id) == ("line 2", "line 4")
+
+
+def test_a_table_that_a_spreadsheet_wrote_may_begin_with_a_mark(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("hardware,op,time_us,group_size,size_bytes\nit,all_reduce,7,8,4096\n", encoding="utf-8-sig")
+    rows, skipped = read_rows(table, "it")
+    assert (len(rows), skipped) == (1, [])
 
 
 # -- fits ---------------------------------------------------------------------------------------------------------
@@ -274,6 +318,15 @@ def test_the_command_prints_errors_before_after_and_of_rows_left_out(
             "hardware: got '(' (missing ), unterminated subpattern",
         ),
         (["table.csv", "--machine", "h100"], "table.csv: got no usable row for 'p5', expected measurements of"),
+        (
+            ["empty.csv", "--machine", "h100"],
+            "empty.csv: got the columns none, expected one of op, kernel: name the col",
+        ),
+        (["latin.csv", "--machine", "h100"], "latin.csv: got 'utf-8' codec can't decode byte 0xe9 in position 0"),
+        (
+            ["table.csv", "--machine", "h100", "--smallest", "3 barrels"],
+            "argument --smallest: got '3 barrels', expected bytes such as 4096 or 1MiB, in B, kB, MB, GB",
+        ),
         (["bare.csv", "--machine", "h100"], "bare.csv: got the columns a, b, expected one of op, kernel: name the"),
     ],
 )
@@ -287,10 +340,20 @@ def test_a_wrong_request_is_one_line(
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "table.csv", [{"hardware": "mine", "op": "all_reduce", "time_us": 1}])
     (tmp_path / "bare.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "latin.csv").write_bytes(b"\xe9")
     assert main(["calibrate", *words]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"perfmodel: {message}")
     assert said.count("\n") == 1
+
+
+def test_the_smallest_collective_has_a_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write(tmp_path / "table.csv", made(own(tmp_path)))
+    words = ["calibrate", str(table), "--machine", str(tmp_path / "own.toml"), "--hardware", "mine", "--json"]
+    assert main([*words, "--smallest", "16MiB"]) == 0
+    skipped = json.loads(capsys.readouterr().out)["skipped"]
+    assert [left_out["reason"] for left_out in skipped] == [f"smaller than {2**24:g} B"] * 8
 
 
 def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:

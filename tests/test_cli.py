@@ -119,6 +119,14 @@ def test_the_layout_that_tune_prints_can_be_estimated(capsys: pytest.CaptureFixt
     assert estimate["step_time_s"] == best["estimate"]["step_time_s"]
 
 
+@pytest.mark.parametrize("chips", ["64", "128"])
+def test_a_job_may_leave_gpus_of_each_rack_idle(chips: str, capsys: pytest.CaptureFixture[str], tiny: str) -> None:
+    job = ("--machine", "gb200-nvl72", "--chips", chips, "--global-batch", "128")
+    best = document(capsys, "tune", tiny, *job, "--storage", "none")["best"]
+    estimate = document(capsys, "estimate", tiny, *job, "--layout", best["layout"])
+    assert estimate["step_time_s"] == best["estimate"]["step_time_s"]
+
+
 @pytest.mark.parametrize(
     "words",
     [

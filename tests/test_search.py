@@ -33,7 +33,7 @@ from tuner.study import SAMPLERS
 COMPLETE = optuna.trial.TrialState.COMPLETE
 RANKS, BATCH = 8, 16
 SPACE = Space(ranks=RANKS, global_batches=(BATCH,))
-TABLE: Table = SPACE.table(layers=TINY["num_hidden_layers"])
+TABLE: Table = SPACE.table(layers=int(str(TINY["num_hidden_layers"])))
 
 
 @cache
