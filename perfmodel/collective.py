@@ -29,8 +29,8 @@ STEPS: Mapping[str, Callable[[Number], Number]] = {
     "mesh": formulas.mesh_steps,
 }
 FLAT: Mapping[str, Callable[[Number, Number], tuple[Number, Number]]] = {
-    "flat_ring": formulas.flat_ring_steps,
-    "pairwise": formulas.pairwise_steps,
+    "flat_ring": lambda n, m: (formulas.ring_steps(n), formulas.flat_ring_inner_steps(n, m)),
+    "pairwise": lambda n, m: (formulas.pairwise_steps(n, m), formulas.pairwise_inner_steps(n, m)),
 }
 """Algorithms that go through all ranks of the tiers below as well: one ring of all of them, or messages to each."""
 HALVES = ("reduce_scatter", "all_gather")
@@ -207,7 +207,7 @@ def _option(kind: str, algorithm: Algorithm, row: Sequence[Span], tier: Tier, wi
         across, inner = sum([STEPS[algorithm.way](span.ranks) for span in row]), 0.0
     wires = [_wire(half, row, tier, algorithm, within.beyond) for half in halves]
     return Option(
-        latency=twice * (algorithm.latency * across + algorithm.inner * inner * some) + algorithm.base * some,
+        latency=twice * (algorithm.latency * across + algorithm.inner * inner) + algorithm.base * some,
         per_byte=sum(wires) * (1.0 if halved else twice) + twice * algorithm.copy * some,
         curve=algorithm.curve,
         up_to=algorithm.up_to,
