@@ -11,7 +11,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from perfmodel import Layout, check_chips, load_machine, load_program, predict, trace
+from perfmodel import Layout, check_chips, load_machine, load_program, predict, slice_of, trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def predicted(row: Row) -> tuple[float, float, float]:
     ranks = check_chips(machine, row.chips)
     layout = Layout.parse(row.layout, ranks=ranks, global_batch=row.global_batch)
     graph = trace(load_program(row.model, seq_len=row.seq_len, recompute=layout.recompute))
-    estimate = predict(graph, layout, machine)
+    estimate = predict(graph, layout, slice_of(machine, ranks))
     return float(estimate.step_time_s), float(estimate.lower_s), float(estimate.upper_s)
 
 

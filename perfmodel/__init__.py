@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from perfmodel.graph import Graph
     from perfmodel.graph_file import load_graph
     from perfmodel.layout import Layout
-    from perfmodel.machine import Machine, check_chips, load_machine
+    from perfmodel.machine import Machine, check_chips, load_machine, slice_of
     from perfmodel.mesh import Mesh
     from perfmodel.models import load_program
     from perfmodel.predict import predict
@@ -64,6 +64,7 @@ _HOMES = {
     "named": "trace",
     "predict": "predict",
     "propose": "propose",
+    "slice_of": "machine",
     "trace": "trace",
     "verify": "verify",
 }
@@ -94,6 +95,7 @@ __all__ = [
     "named",
     "predict",
     "propose",
+    "slice_of",
     "trace",
     "verify",
 ]

@@ -50,13 +50,12 @@ def read_calibration(name_or_path: str | Path) -> tuple[str, Table, bool] | None
 
 
 def calibration_text(name_or_path: str | Path) -> str | None:
-    """The text of a machine's own calibration file, where it has one that leaves nothing to other files or tiers."""
+    """The text of a machine's own calibration file, where it has one that extends no other."""
     file = _calibration_file(str(name_or_path))
     if not file.is_file():
         return None
     text = file.read_text(encoding="utf-8")
-    data = tomllib.loads(text)
-    return None if "extends" in data or any("like" in tier for tier in data.get("tiers", ())) else text
+    return None if "extends" in tomllib.loads(text) else text
 
 
 def _calibration_file(text: str) -> Traversable:
@@ -85,7 +84,7 @@ def _calibration(text: str) -> tuple[str, Table] | None:
 def _shipped_calibration(name: str) -> tuple[str, Table]:
     found = _calibration(name)
     if found is None:
-        raise MachineError(f"calibration: got extends = {name!r}, expected a machine with a calibration: mend the file")
+        raise MachineError(f"calibration: got {name!r}, expected a machine with a calibration: mend extends or like")
     return found
 
 
@@ -142,23 +141,36 @@ def _joined(below: Any, above: Any) -> Any:
 
 
 def _alike(where: str, data: Table) -> Table:
-    """A calibration whose tiers that are `like` another one have its numbers, as assumed ones."""
+    """A calibration that is `like` that of another machine, or whose tiers are `like` others, has their numbers, as
+    assumed ones.
+    """
+    if isinstance(like := data.get("like"), str):
+        above = {key: value for key, value in data.items() if key != "like"}
+        data = _joined(_assumed(_shipped(like), f"as {like}"), above)
     tiers: Any = data.get("tiers")
     if not _is_named(tiers):
         return data
-    by_name = {str(tier["name"]): tier for tier in tiers}
     completed = []
     for tier in tiers:
         if isinstance(like := tier.get("like"), str):
-            others = {name: other for name, other in by_name.items() if name != tier["name"]}
-            if like not in others:
+            machine, _, name = like.rpartition(": ")
+            others = {other["name"]: other for other in (_shipped(machine)["tiers"] if machine else tiers)}
+            if not machine:
+                del others[tier["name"]]
+            if name not in others:
                 expected = f"one of {', '.join(others)}"
                 raise MachineError(
-                    f"{where}: tiers.{tier['name']}.like: got {like!r}, expected {expected}: mend the file"
+                    f"{where}: tiers.{tier['name']}.like: got {name!r}, expected {expected}: mend the file"
                 )
-            tier = {**_assumed(others[like], f"as {like}"), **tier}
+            tier = {**_assumed(others[name], f"as {like}"), **tier}
         completed.append(tier)
     return {**data, "tiers": completed}
+
+
+def _shipped(machine: str) -> Table:
+    """A shipped calibration, complete."""
+    where, data = _shipped_calibration(machine)
+    return _alike(where, _completed(where, data, _shipped_calibration))
 
 
 def _assumed(node: Any, source: str) -> Any:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 import re
 from collections.abc import Container, Iterator, Mapping
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from perfmodel.catalog import read_calibration, read_machine
-from perfmodel.schema import CalibrationSpec, Check, MachineSpec, dimension_of, numbers
+from perfmodel.schema import CalibrationSpec, Check, MachineSpec, TierSpec, dimension_of, numbers
 from perfmodel.spec_file import parse_calibration, parse_machine, rank_bandwidth, si_of
+from perfmodel.topology import RING_OF_FOUR
 from perfmodel.units import DIMENSIONS, UNITS, format_count
 
 NO_SOURCE = ("", "na", "none", "tbd", "todo", "unknown")
@@ -52,6 +55,9 @@ def _machine_findings(spec: MachineSpec) -> Iterator[str]:
         yield from (f"checks.{i}: {finding}" for finding in _identity(check, si))
     yield from _implausible_chip(spec, si)
     yield from _implausible_links(spec, si)
+    yield from _misfits(spec)
+    yield from (finding for tier in spec.tiers for finding in _idle_keys(tier))
+    yield from _implausible_curves(spec)
     yield from _implausible_costs(spec)
 
 
@@ -81,6 +87,46 @@ def _implausible_links(spec: MachineSpec, si: Mapping[str, float]) -> Iterator[s
             yield f"{path}.link: got {got} per rank, expected no more than its memory gives: see unit, links and per"
 
 
+def _misfits(spec: MachineSpec) -> Iterator[str]:
+    """Chips and instances that the tiers hold only a part of."""
+    extents = [extent for tier in spec.tiers for extent in tier.extents.value if extent]
+    ranks, chips = spec.chip.ranks.value, spec.instance.chips.value
+    inner = list(accumulate(extents, operator.mul, initial=1))
+    if ranks not in inner:
+        sizes = ", ".join(map(str, inner))
+        yield f"chip.ranks.value: got {ranks}, expected what inner extents multiply to, one of {sizes}: a tier cuts it"
+    if extents and inner[-1] % (chips * ranks):
+        held = f"a divisor of the {inner[-1] / ranks:g} chips that the bounded tiers hold"
+        yield f"instance.chips.value: got {chips}, expected {held}: see extents, and add a tier that is missing"
+
+
+def _idle_keys(tier: TierSpec) -> Iterator[str]:
+    """What is said of a torus, but changes nothing in this tier."""
+    path, extents = f"tiers.{tier.name}", tier.extents.value
+    given = {"wrap": tier.wrap, "together": tier.together, "folded": tier.folded, "shapes": tier.shapes}
+    for key in (key for key, said in given.items() if said and tier.kind != "torus"):
+        yield f"{path}.{key}: got it on a {tier.kind}, expected it on a torus: leave it out"
+    if tier.kind != "torus":
+        return
+    if tier.wrap and tier.wrap.value > max(extents):
+        yield f"{path}.wrap.value: got {tier.wrap.value}, expected at most {max(extents)}, or no dim is ever a ring"
+    if tier.folded and RING_OF_FOUR not in extents:
+        yield f"{path}.folded: got true with extents {extents}, expected a ring of {RING_OF_FOUR}: leave it out"
+
+
+def _implausible_curves(spec: MachineSpec | CalibrationSpec) -> Iterator[str]:
+    """Shares above 1, and larger transfers that reach less."""
+    for path, number in numbers(spec):
+        if not isinstance(number.value, list) or dimension_of(path) != "size":
+            continue
+        shares = [share for _, share in number.value]
+        if max(shares) > 1.0:
+            yield f"{path}.value: got {max(shares):g}, expected shares of at most 1: see what it is a share of"
+        for low, high in pairwise(shares):
+            if high < low:
+                yield f"{path}.value: got {high:g} after {low:g}, expected shares that do not fall as sizes rise"
+
+
 def _implausible_costs(spec: MachineSpec) -> Iterator[str]:
     """Prices of no date, and a power that nobody vouches for."""
     for offer in spec.offers:
@@ -93,6 +139,7 @@ def _implausible_costs(spec: MachineSpec) -> Iterator[str]:
 def _calibration_findings(calibration: CalibrationSpec, spec: MachineSpec, known: Container[str]) -> Iterator[str]:
     """What cannot be in a calibration, and which tiers it should know; that of another machine need not know all."""
     yield from _unsourced(calibration)
+    yield from _implausible_curves(calibration)
     si = si_of(calibration)
     for path, value in si.items():
         parent, _, name = path.rpartition(".")

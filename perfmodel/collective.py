@@ -2,16 +2,17 @@
 
 A collective runs tier by tier, the inner ones shrinking the bytes that the outer ones carry, and its phases are
 pipelined with a given depth. On each tier the runtime takes the algorithm that the machine file gives for the size of
-the collective, or else the fastest.
+the collective, or else the one that makes the whole collective the fastest.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import reduce
 
 import numpy as np
 
@@ -27,7 +28,10 @@ STEPS: Mapping[str, Callable[[Number], Number]] = {
     "tree": formulas.recursive_steps,
     "mesh": formulas.mesh_steps,
 }
-FLAT = ("flat_ring", "pairwise")
+FLAT: Mapping[str, Callable[[Number, Number], tuple[Number, Number]]] = {
+    "flat_ring": lambda n, m: (formulas.ring_steps(n), formulas.flat_ring_inner_steps(n, m)),
+    "pairwise": lambda n, m: (formulas.pairwise_steps(n, m), formulas.pairwise_inner_steps(n, m)),
+}
 """Algorithms that go through all ranks of the tiers below as well: one ring of all of them, or messages to each."""
 HALVES = ("reduce_scatter", "all_gather")
 
@@ -48,25 +52,25 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """What one tier does of a collective: it carries a `share` of the bytes, by one of its options, and through the
-    ports of the phase before if it is an `uplink`.
+    """What one tier does of a collective: it carries a `share` of the bytes, by one of its options (those with the
+    lowest limits last), and through the ports of the phase before if it is an `uplink`.
     """
 
     options: tuple[Option, ...]
     share: Number
     uplink: bool = False
 
-    def seconds(self, size: Number) -> tuple[Number, Number]:
-        """(latency, wire time) of the option that the runtime takes for a collective of `size` bytes [s]."""
+    def ways(self, size: Number) -> list[tuple[Number, Number]]:
+        """(latency, wire time) of each option that is left to choose for a collective of `size` bytes [s]: up to the
+        limit of one that has a limit, that one.
+        """
         carried = size * self.share
-        free = [option for option in self.options if np.isinf(option.up_to)]
-        bounded = sorted((o for o in self.options if not np.isinf(o.up_to)), key=lambda o: o.up_to, reverse=True)
-        latency, wire = _fastest(free or bounded[:1], carried)
-        for option in bounded:
-            taken = size <= option.up_to
-            latency = np.where(taken, option.latency, latency)
-            wire = np.where(taken, option.wire(carried), wire)
-        return latency, wire
+        last = self.options[0].up_to
+        ways = [(option.latency, option.wire(carried)) for option in self.options if option.up_to == last]
+        for option in self.options[len(ways) :]:
+            taken, wire = size <= option.up_to, option.wire(carried)
+            ways = [(np.where(taken, option.latency, a), np.where(taken, wire, b)) for a, b in ways]
+        return ways
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,18 +109,23 @@ class AxisCost:
         return AxisCost(runs=runs, bound=bound(self.bound), depth=self.depth)
 
     def seconds(self, size: Number) -> Number:
-        """Time for `size` bytes [s]."""
+        """Time for `size` bytes, by the options that are fastest together: what one adds depends on the others [s]."""
         total: Number = 0.0
         for run in self.runs:
-            longest: Number = 0.0
-            wires: Number = 0.0
-            port: Number = 0.0
-            for phase in run:
-                latency, wire = phase.seconds(size)
-                port = port + wire if phase.uplink else wire
-                total, wires, longest = total + latency, wires + wire, np.maximum(longest, port)
-            total = total + longest + (wires - longest) / self.depth
+            ways = itertools.product(*(phase.ways(size) for phase in run))
+            total = total + reduce(np.minimum, (self._pipelined(run, taken) for taken in ways))
         return total
+
+    def _pipelined(self, run: Sequence[Phase], taken: Sequence[tuple[Number, Number]]) -> Number:
+        """Time of phases with the given (latency, wire time) each: the longest, and part of the others [s]."""
+        total: Number = 0.0
+        longest: Number = 0.0
+        wires: Number = 0.0
+        port: Number = 0.0
+        for phase, (latency, wire) in zip(run, taken, strict=True):
+            port = port + wire if phase.uplink else wire
+            total, wires, longest = total + latency, wires + wire, np.maximum(longest, port)
+        return total + longest + (wires - longest) / self.depth
 
     def optimum(self, size: Number) -> Number:
         """Time below which no algorithm gets, latency aside [s]."""
@@ -138,21 +147,18 @@ def share_at(curve: Curve, size: Number) -> Number:
     return share
 
 
-def _fastest(options: Sequence[Option], size: Number) -> tuple[Number, Number]:
-    latency, wire = options[0].latency, options[0].wire(size)
-    for option in options[1:]:
-        mine = option.wire(size)
-        slower = latency + wire > option.latency + mine
-        latency, wire = np.where(slower, option.latency, latency), np.where(slower, mine, wire)
-    return latency, wire
-
-
 def axis_cost(kind: str, size: Number, stride: Number, machine: Machine) -> AxisCost:
     """Cost of a collective over a mesh axis; `size` and `stride` in ranks, scalars or arrays."""
     size, stride = np.asarray(size, dtype=np.float64), np.asarray(stride, dtype=np.float64)
     rows = spans(size, stride, machine.tiers)
-    phases = [_shift(rows, machine.tiers)] if kind == "permute" else _phases(kind, rows, machine.tiers)
-    return AxisCost(runs=(tuple(phases),), bound=_bound(kind, size, rows, machine.tiers), depth=machine.pipeline_depth)
+    bound = _bound(kind, size, rows, machine.tiers)
+    if kind != "permute":
+        phases = _phases(kind, rows, machine.tiers)
+    else:
+        shift = _shift(rows, machine.tiers)
+        phases = [Phase(options=(shift,), share=1.0)]
+        bound = np.minimum(bound, shift.per_byte)  # it may go round a ring the other way, through links of no group
+    return AxisCost(runs=(tuple(phases),), bound=bound, depth=machine.pipeline_depth)
 
 
 def collective_seconds(kind: str, bytes: Number, size: Number, stride: Number, machine: Machine) -> Number:
@@ -165,12 +171,13 @@ def collective_seconds(kind: str, bytes: Number, size: Number, stride: Number, m
 
 def _phases(kind: str, rows: Sequence[Sequence[Span]], tiers: Sequence[Tier]) -> list[Phase]:
     sizes = [math.prod([span.ranks for span in row]) for row in rows]
-    inside = [1.0, *accumulate(sizes, operator.mul)]
+    inside = [1.0, *itertools.accumulate(sizes, operator.mul)]
     phases = []
     for i, (tier, row) in enumerate(zip(tiers, rows, strict=True)):
         within = Within(inside=inside[i], beyond=math.prod(sizes[i + 1 :]))
         options = [found for a in tier.algorithms if (found := _option(kind, a, row, tier, within)) is not None]
         share = 1.0 if kind == "all_to_all" else 1.0 / inside[i]
+        options.sort(key=lambda option: option.up_to, reverse=True)
         phases.append(Phase(options=tuple(options), share=share, uplink=tier.uplink))
     return phases
 
@@ -194,13 +201,13 @@ def _option(kind: str, algorithm: Algorithm, row: Sequence[Span], tier: Tier, wi
     twice = 2.0 if kind == "all_reduce" else 1.0
     members = math.prod([span.ranks for span in row])
     some = np.minimum(members - 1.0, 1.0)
-    if algorithm.name in FLAT:
-        steps = (within.inside * members - 1.0) * some
+    if algorithm.way in FLAT:
+        across, inner = FLAT[algorithm.way](members, within.inside)
     else:
-        steps = sum([STEPS[algorithm.name](span.ranks) for span in row])
+        across, inner = sum([STEPS[algorithm.way](span.ranks) for span in row]), 0.0
     wires = [_wire(half, row, tier, algorithm, within.beyond) for half in halves]
     return Option(
-        latency=twice * algorithm.latency * steps + algorithm.base * some,
+        latency=twice * (algorithm.latency * across + algorithm.inner * inner) + algorithm.base * some,
         per_byte=sum(wires) * (1.0 if halved else twice) + twice * algorithm.copy * some,
         curve=algorithm.curve,
         up_to=algorithm.up_to,
@@ -217,9 +224,9 @@ def _wire(kind: str, row: Sequence[Span], tier: Tier, algorithm: Algorithm, beyo
     those of an all-to-all do.
     """
     efficiency = algorithm.efficiency[_efficiency_of(kind)]
-    if tier.kind == "torus" and (kind == "all_to_all" or algorithm.name == "mesh"):
+    if tier.kind == "torus" and (kind == "all_to_all" or algorithm.way == "mesh"):
         return _exchange(row, efficiency)
-    lanes = _rings(row) if algorithm.name == "ring" and tier.kind == "torus" else _lanes(row)
+    lanes = _rings(row) if algorithm.way == "ring" and tier.kind == "torus" else _lanes(row)
     own = np.where(math.prod([span.ranks for span in row]) > 1.0, lanes, min(tier.bandwidth)) * efficiency
     reached = np.where(beyond > 1.0, np.maximum(own, tier.relay), own)
     members = math.prod([span.ranks for span in row])
@@ -256,7 +263,7 @@ def _rings(row: Sequence[Span]) -> Number:
     return np.maximum(rings, best)
 
 
-def _shift(rows: Sequence[Sequence[Span]], tiers: Sequence[Tier]) -> Phase:
+def _shift(rows: Sequence[Sequence[Span]], tiers: Sequence[Tier]) -> Option:
     """A send to the next rank along the axis: the slowest tier that some neighbours are apart by."""
     latency: Number = 0.0
     per_byte: Number = 0.0
@@ -264,7 +271,7 @@ def _shift(rows: Sequence[Sequence[Span]], tiers: Sequence[Tier]) -> Phase:
         for span in row:
             per_byte = np.maximum(per_byte, _send(span, tier))
             latency = np.maximum(latency, tier.latency * np.minimum(span.ranks - 1.0, 1.0))
-    return Phase(options=(Option(latency=latency, per_byte=per_byte),), share=1.0)
+    return Option(latency=latency, per_byte=per_byte)
 
 
 def _send(span: Span, tier: Tier) -> Number:

@@ -98,11 +98,11 @@ def _engine(op: Op, work: Work) -> str:
 
 
 def attended(sharded: ShardedGraph, local: LocalOp) -> Term | None:
-    """Keys that each query of a causal attention kernel sees at most, on one rank; None for other ops [1]."""
-    causal = any(work.share < 1.0 for work in local.op.work)
-    if not local.op.kind.startswith("perfmodel.attention") or not causal:
+    """Keys that a query of an attention kernel sees on average, on one rank; None for other ops [1]."""
+    if not local.op.kind.startswith("perfmodel.attention"):
         return None
-    term = Term(1.0)
+    work = next(work for work in local.op.work if work.engine == "tensor")
+    term = Term(work.band * work.share)
     for i in local.op.operand_dims[1][1]:
         term = term * _local_size(sharded, local, i)
     return term

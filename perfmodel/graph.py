@@ -66,8 +66,8 @@ class Value:
 class Work:
     """FLOPs of one engine at traced sizes, spread over the local indices `over`.
 
-    `share` is the part of the FLOPs that is executed (a causal kernel skips masked blocks); `dtype` is what the
-    engine multiplies in.
+    `share` is the part of the FLOPs that is executed (a causal kernel skips masked blocks); `band`, the part of the
+    scores that a window leaves, is in the FLOPs already; `dtype` is what the engine multiplies in.
     """
 
     engine: str
@@ -75,6 +75,7 @@ class Work:
     dtype: str
     over: tuple[int, ...]
     share: float = 1.0
+    band: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

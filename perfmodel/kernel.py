@@ -25,7 +25,7 @@ class Demand:
     bytes:  traffic across the kernel's boundary [B]
     matmul: its shape, where it is one
     row:    bytes that lie together, where rows are fetched or stored one by one [B]
-    keys:   that each query of a causal attention kernel sees at most [1]
+    keys:   that a query of an attention kernel sees on average [1]
     """
 
     flops: Mapping[tuple[str, str], Amount]

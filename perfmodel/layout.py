@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from perfmodel.errors import LayoutError
+from perfmodel.formulas.pipeline import SCHEDULES
 from perfmodel.graph import Graph
 from perfmodel.mesh import Mesh
-from perfmodel.work import MESH, MICROBATCH, PER_RANK, TP, Floats, Number
+from perfmodel.work import MESH, MICROBATCH, PER_RANK, TP, VIRTUAL, Floats, Number
 
 AXES = ("tp", "cp", "ep", "fsdp", "dp", "pp")
 """Mesh axes, innermost on the fabric first: the axis that communicates most sits on the nearest ranks."""
@@ -21,8 +22,6 @@ AXES = ("tp", "cp", "ep", "fsdp", "dp", "pp")
 RECOMPUTE = ("none", "selective", "full")
 WHOLE = "whole"
 """Axis name of a dim that no layout shards, though what is proposed for a program may want it."""
-
-NOT_YET = {"vpp": "interleaved pipeline schedules"}
 
 Rules: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 """(axis name, mesh axes) pairs; where two names want one mesh axis in one op, the earlier pair wins."""
@@ -47,12 +46,14 @@ class Layout:
     of its own.
 
     dp, fsdp, ep, tp, cp, pp: sizes of the mesh axes; their product is the number of ranks
+    vpp:           virtual stages: chunks of layers on each pipeline stage, interleaved
     mb:            sequences per microbatch on each data-parallel rank (dp, fsdp and ep spread the batch)
     global_batch:  sequences per step over all ranks
     zero:          ZeRO stage over fsdp and ep: 1 optimizer state, 2 and gradients, 3 and parameters (FSDP)
     sp:            whether activations between blocks are sharded over tp along the sequence
     ring:          whether keys and values pass round a ring of the cp ranks instead of being gathered
     recompute:     none, selective (attention core) or full
+    schedule:      of the pipeline: one of `SCHEDULES`
     """
 
     dp: Number = 1
@@ -61,19 +62,19 @@ class Layout:
     tp: Number = 1
     cp: Number = 1
     pp: Number = 1
+    vpp: Number = 1
     mb: Number = 1
     global_batch: Number = 1
     zero: int = 3
     sp: bool = True
     ring: bool = False
     recompute: str = "full"
+    schedule: str = SCHEDULES[0]
 
     @staticmethod
     def read_keys(notation: str) -> dict[str, Any]:
         """The values of the keys in `tp=8,recompute=full`; raises LayoutError for unknown keys and bad values."""
-        given = _pairs(notation)
-        absent = [key for key, text in given.items() if key in NOT_YET and text == "1"]
-        return {key: _value(key, text) for key, text in given.items() if key not in absent}
+        return {key: _value(key, text) for key, text in _pairs(notation).items()}
 
     @classmethod
     def parse(cls, notation: str, *, ranks: int, global_batch: int = 1) -> Layout:
@@ -101,10 +102,12 @@ class Layout:
 
     def settled(self) -> Layout:
         """The same layout without choices about axes of size 1: no ZeRO without fsdp or ep, no sequence parallelism
-        without tp, no ring without cp; scalar layouts only.
+        without tp, no ring without cp, no schedule without pp; scalar layouts only.
         """
         zero = self.zero if self.fsdp * self.ep > 1 else 0
-        return replace(self, zero=zero, sp=bool(self.sp and self.tp > 1), ring=bool(self.ring and self.cp > 1))
+        vpp, schedule = (self.vpp, self.schedule) if self.pp > 1 else (1, SCHEDULES[0])
+        sp, ring = bool(self.sp and self.tp > 1), bool(self.ring and self.cp > 1)
+        return replace(self, zero=zero, sp=sp, ring=ring, vpp=vpp, schedule=schedule)
 
     def suited(self, graph: Graph, given: Collection[str]) -> Layout:
         """The same layout with what a graph leaves no choice about, but for the keys that are `given`: the recompute
@@ -161,6 +164,7 @@ class Layout:
             TP[0]: tp_kv,
             TP[1]: tp / tp_kv,
             **{axis: _float(getattr(self, axis)) for axis in MESH[len(TP) :]},
+            VIRTUAL: _float(self.vpp),
             "batch": _float(self.mb) * _float(self.data),
             PER_RANK: _float(self.mb),
             "microbatch": _float(self.microbatches),
@@ -168,10 +172,12 @@ class Layout:
 
     def notation(self) -> str:
         """The layout as `parse` reads it; scalar layouts only."""
-        keys = ("dp", "fsdp", *(("ep",) if self.ep > 1 else ()), "tp", "cp", "pp", "mb")
-        numbers = [f"{key}={int(getattr(self, key))}" for key in keys]
+        seldom = {key for key in ("ep", "vpp") if getattr(self, key) == 1}
+        numbers = [f"{key}={int(getattr(self, key))}" for key in NUMBERS if key not in seldom]
         ring = ("ring=1",) if self.ring else ()
-        return ",".join([*numbers, f"zero={self.zero}", f"sp={int(self.sp)}", *ring, f"recompute={self.recompute}"])
+        schedule = (f"schedule={self.schedule}",) if self.schedule != SCHEDULES[0] else ()
+        choices = (f"zero={self.zero}", f"sp={int(self.sp)}", *ring, f"recompute={self.recompute}", *schedule)
+        return ",".join((*numbers, *choices))
 
     def at(self, i: int) -> Layout:
         """The i-th layout of an array, of a grid in row-major order."""
@@ -181,7 +187,10 @@ class Layout:
         return replace(self, **picked)
 
 
-STRUCTURE = ("zero", "sp", "ring", "recompute")
+NUMBERS = ("dp", "fsdp", "ep", "tp", "cp", "pp", "vpp", "mb")
+"""Keys of sizes, in the order in which a layout is written."""
+
+STRUCTURE = ("zero", "sp", "ring", "recompute", "schedule")
 
 
 def _float(x: Number) -> Number:
@@ -230,21 +239,19 @@ def _pairs(notation: str) -> dict[str, str]:
     return pairs
 
 
-KEYS = (*AXES, "mb", *STRUCTURE)
+KEYS = (*AXES, "vpp", "mb", *STRUCTURE)
+WORDS: Mapping[str, tuple[str, ...]] = {"recompute": RECOMPUTE, "schedule": SCHEDULES}
+"""Keys whose values are words, and these."""
 
 
 def _value(key: str, text: str) -> Any:
-    if key in NOT_YET:
-        raise LayoutError(f"layout: got {key}={text}, but {NOT_YET[key]} is not in this release yet: use {key}=1")
     if key not in KEYS:
         close = difflib.get_close_matches(key.lower(), KEYS, n=1)
         remedy = f"did you mean {close[0]}?" if close else "correct or remove it"
         raise LayoutError(f"layout: got key {key!r}, expected one of {', '.join(KEYS)}: {remedy}")
-    if key == "recompute":
-        if text not in RECOMPUTE:
-            raise LayoutError(
-                f"layout: got recompute={text}, expected one of {', '.join(RECOMPUTE)}: choose one of them"
-            )
+    if key in WORDS:
+        if text not in WORDS[key]:
+            raise LayoutError(f"layout: got {key}={text}, expected one of {', '.join(WORDS[key])}: choose one of them")
         return text
     if not (text.isascii() and text.isdecimal()):
         raise LayoutError(f"layout: got {key}={text}, expected a whole number: write it as {key}=8, keys with commas")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from perfmodel.catalog import read_calibration, read_machine
 from perfmodel.errors import MachineError
+from perfmodel.gaps import gaps
 from perfmodel.schema import CalibrationSpec, MachineSpec, TierCalibration, TierSpec, dimension_of, numbers
 from perfmodel.spec_file import (
     finite_ranks,
@@ -21,7 +24,7 @@ from perfmodel.spec_file import (
     rank_bandwidth,
     si_of,
 )
-from perfmodel.topology import Algorithm, Curve, Tier
+from perfmodel.topology import Algorithm, Curve, Tier, cut, in_use, least_of_several
 
 ENGINES = ("tensor", "attention", "vector", "memory")
 ELEMENTWISE = ("vector", "scalar", "gpsimd")
@@ -50,7 +53,8 @@ class Matrix:
     fill:     steps along the contraction that a tile loses before its first result [1]
     operands: how much a small tile loses to fetching its operands: a tile of m by n reaches
               1 / (1 + operands (1/m + 1/n)) of the rate [elements]
-    mask_block: keys that a causal attention kernel skips together; what a block holds beyond the mask is worked on [1]
+    query_keys: what a query of an attention kernel costs beside the keys that it sees, in keys: blocks reach beyond the
+              mask, and each block of queries is fetched, rescaled and stored [1]
     ramp:     time that a burst of matrix work loses until the clock is up [s]
     shares:   of the peak that is reached, by element types that differ from the others [1]
     """
@@ -59,7 +63,7 @@ class Matrix:
     tiles: tuple[tuple[int, int, int], ...] = ((1, 1, 1),)
     fill: float = 0.0
     operands: float = 0.0
-    mask_block: float = 0.0
+    query_keys: float = 0.0
     ramp: float = 0.0
     shares: Mapping[str, float] = field(default_factory=dict)
 
@@ -88,7 +92,7 @@ class Machine:
                    attention kernels; 1 without calibration [1]
     overlap:       share of compute time that each class of collective may hide behind [1]
     barrier_seconds: what each doubling of the ranks adds to a step that communicates [s]
-    pipeline_depth: how far the phases of a hierarchical collective overlap [1]
+    pipeline_depth: how far the phases of a hierarchical collective overlap; without calibration wholly [1]
     group_sizes:   sizes of mesh axes that the runtime supports; an axis that is absent may have any
     limits:        what the compiler and the runtime take in one graph: instructions, communicators [1]
     usd_per_chip_hour: by the first of the offers; NaN where no price is published [USD/h]
@@ -126,35 +130,51 @@ class Machine:
 
 def check_chips(machine: Machine, chips: int) -> int:
     """Ranks of `chips` accelerators; raises MachineError unless they fill the fabric evenly."""
-    whole = max(finite_ranks(tier.extents for tier in machine.tiers) // machine.ranks_per_chip, 1)
-    parts = _parts(machine, whole)
-    unbounded = 0 in machine.tiers[-1].extents
-    if chips not in parts and not (unbounded and chips > whole and chips % whole == 0):
-        fitting = ", ".join(map(str, parts))
-        more = f" or a multiple of {whole}" if unbounded else ""
-        raise MachineError(f"chips: got {chips}, expected {fitting}{more} ({machine.title}): change --chips")
+    if chips < 1 or not _members(machine, chips):
+        raise MachineError(f"chips: got {chips}, expected {_allowed(machine)} ({machine.title}): change --chips")
     return chips * machine.ranks_per_chip
 
 
-def _parts(machine: Machine, whole: int) -> list[int]:
-    """Numbers of chips, up to the whole bounded fabric, that a job may have."""
-    sliced = [tier for tier in machine.tiers if tier.shapes]
-    if not sliced:
-        return [n for n in range(1, whole + 1) if whole % n == 0]
-    inner = finite_ranks(tier.extents for tier in machine.tiers[: machine.tiers.index(sliced[0])])
-    return sorted({math.prod(shape) * inner // machine.ranks_per_chip for shape in sliced[0].shapes})
+def _members(machine: Machine, chips: int) -> tuple[int, ...] | None:
+    return in_use(machine.tiers, chips * machine.ranks_per_chip, machine.ranks_per_chip)
+
+
+def _allowed(machine: Machine) -> str:
+    """Numbers of chips that a job may have."""
+    whole = max(finite_ranks(tier.extents for tier in machine.tiers) // machine.ranks_per_chip, 1)
+    parts = [n for n in range(1, whole + 1) if _members(machine, n)]
+    if 0 not in machine.tiers[-1].extents:
+        return _ranges(parts)
+    repeated = [n for n in parts if _repeats(machine, n)]
+    return f"{_ranges(parts)} or a multiple of {'any of ' * (len(repeated) > 1)}{_ranges(repeated)}"
+
+
+def _repeats(machine: Machine, chips: int) -> bool:
+    """Whether a job may have so many chips of each of several whole fabrics."""
+    members = _members(machine, chips) or ()
+    return all(n >= least_of_several(tier) for tier, n in zip(machine.tiers, members, strict=True))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """1, 2, 4 to 8."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and runs[-1][-1] + 1 == n:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def slice_of(machine: Machine, ranks: int) -> Machine:
-    """The part of a machine that a job of so many ranks gets: of a torus that is let in parts, the most cubic one."""
-    tiers: list[Tier] = []
-    inner = 1
-    for tier in machine.tiers:
-        fitting = [shape for shape in tier.shapes if math.prod(shape) * inner == ranks]
-        if fitting:
-            tier = replace(tier, extents=min(fitting, key=lambda shape: (sum(shape), shape)))
-        inner *= math.prod(extent or 1 for extent in tier.extents)
-        tiers.append(tier)
+    """The part of a machine that a job of so many ranks gets, as far as it matters to what a job costs: of a torus that
+    is let in parts one of them, of switches that are each used in part the ports in use.
+    """
+    members = in_use(machine.tiers, ranks, machine.ranks_per_chip)
+    if not members:
+        return machine
+    beyond = list(accumulate(members, operator.floordiv, initial=ranks))[1:]
+    tiers = (cut(tier, n, several) for tier, n, several in zip(machine.tiers, members, beyond, strict=True))
     return replace(machine, tiers=tuple(tiers))
 
 
@@ -169,39 +189,16 @@ def load_machine(name_or_path: str | Path, *, calibrated: bool = True) -> Machin
     spec = parse_machine(data, where)
     found = read_calibration(name_or_path) if calibrated else None
     calibration = parse_calibration(found[1], found[0], spec, inherited=found[2]) if found else None
-    return _machine(spec, calibration, _Reader(spec), _Reader(calibration), _gaps(spec, calibration, calibrated))
+    said = gaps(spec, calibration, wanted=calibrated)
+    return _machine(spec, calibration, _Reader(spec), _Reader(calibration), said)
 
 
 def variations(spec: MachineSpec, calibration: CalibrationSpec) -> Callable[[Mapping[str, float]], Machine]:
     """Machines of checked files, with other numbers of the calibration: a function of values in SI by dotted path,
     those of a curve's points by `point_paths`. What is said of the numbers (`facts`) stays what the files say.
     """
-    read, fitted, gaps = _Reader(spec), _Reader(calibration), _gaps(spec, calibration, True)
-    return lambda values: _machine(spec, calibration, read, fitted.varied(values), gaps)
-
-
-def _gaps(spec: MachineSpec, calibration: CalibrationSpec | None, wanted: bool) -> tuple[str, ...]:
-    """What lacks a measurement, in words."""
-    if calibration is None:
-        state = "is not calibrated" if wanted else "is taken without its calibration"
-        return (f"{spec.name} {state}: a pure roofline, no overlap",)
-    known = {tier.name for tier in calibration.tiers}
-    taken = [f"{spec.name} is priced with the calibration of {calibration.machine}"]
-    ideal = (
-        f"tier {tier.name} of {spec.name} is not calibrated: collectives reach its full bandwidth"
-        for tier in spec.tiers
-        if tier.name not in known
-    )
-    guesses = [
-        f"{path} {number.value:g}"
-        for path, number in numbers(calibration)
-        if number.kind == "assumed" and path.startswith(("efficiency.", "overlap."))
-    ]
-    return (
-        *(taken if calibration.machine != spec.name else ()),
-        *ideal,
-        *([f"assumed, not measured: {', '.join(guesses)}"] if guesses else []),
-    )
+    read, fitted, said = _Reader(spec), _Reader(calibration), gaps(spec, calibration)
+    return lambda values: _machine(spec, calibration, read, fitted.varied(values), said)
 
 
 class _Reader:
@@ -258,7 +255,7 @@ def _machine(
         step_overhead_seconds=read.si["chip.step_overhead"],
         barrier_seconds=read.si.get("chip.barrier", 0.0),
         tiers=_tiers(spec, calibration, read, fitted),
-        pipeline_depth=fitted.si.get("pipeline_depth", 1.0),
+        pipeline_depth=fitted.si.get("pipeline_depth", math.inf),
         group_sizes={axis: tuple(number.value) for axis, number in spec.groups if number},
         limits={name: number.value for name, number in spec.limits if number},
         instance=spec.instance.name,
@@ -282,7 +279,7 @@ def _matrix(spec: MachineSpec, read: _Reader, fitted: _Reader) -> Matrix:
         tiles=tuple((m, n, k) for m, n, k in spec.chip.tiles.value) if spec.chip.tiles else ((1, 1, 1),),
         fill=fitted.si.get("efficiency.fill", 0.0),
         operands=fitted.si.get("efficiency.operands", 0.0),
-        mask_block=fitted.si.get("efficiency.mask_block", 0.0),
+        query_keys=fitted.si.get("efficiency.query_keys", 0.0),
         ramp=read.si.get("chip.ramp", 0.0),
         shares=fitted.table("efficiency.by_dtype"),
     )
@@ -320,6 +317,7 @@ def _tier(spec: TierSpec, measured: TierCalibration | None, read: _Reader, fitte
 def _algorithm(name: str, path: str, fitted: _Reader, memory_bandwidth: float) -> Algorithm:
     return Algorithm(
         name=name,
+        inner=fitted.si.get(f"{path}.inner", 0.0),
         base=fitted.si.get(f"{path}.base", 0.0),
         copy=fitted.si.get(f"{path}.copies", 0.0) / memory_bandwidth,
         latency=fitted.si[f"{path}.latency"],

@@ -12,11 +12,14 @@ from functools import cached_property
 
 import numpy as np
 
+from perfmodel.formulas.pipeline import SCHEDULES, in_flight
 from perfmodel.lifetime import Lifetimes, Lives
 from perfmodel.rows import Parts, Table
 from perfmodel.sharded import Copy, LocalLoop, LocalNode, ShardedGraph
 from perfmodel.stage import StageMap, stage_map
 from perfmodel.work import (
+    MICROBATCH,
+    VIRTUAL,
     Amount,
     Evaluator,
     Exponents,
@@ -107,13 +110,16 @@ class MemoryUse:
     parts: Mapping[str, Number]
 
 
-def memory_use(plan: MemoryPlan, sizes: Mapping[str, Number], reserve: float) -> MemoryUse:
-    """Peak bytes per rank for given axis sizes; 1F1B keeps up to `pp` microbatches in flight on the first stage."""
+def memory_use(
+    plan: MemoryPlan, sizes: Mapping[str, Number], reserve: float, schedule: str = SCHEDULES[0]
+) -> MemoryUse:
+    """Peak bytes per rank for given axis sizes and pipeline schedule."""
     evaluate = Parts(Table(Evaluator(sizes).sizes), plan.symbols)
-    in_flight = np.minimum(sizes["pp"], np.maximum(sizes["microbatch"], 1.0))
+    microbatches = np.maximum(sizes[MICROBATCH], 1.0)
+    first_keeps, last_keeps = in_flight(schedule, sizes["pp"], microbatches, sizes[VIRTUAL])
     uses = {
-        view: {**_stage_use(plan.stages[view], evaluate, in_flight if view == FIRST else 1.0), "runtime": reserve}
-        for view in (ONLY, FIRST, LAST)
+        view: {**_stage_use(plan.stages[view], evaluate, keeps), "runtime": reserve}
+        for view, keeps in ((ONLY, 1.0), (FIRST, first_keeps), (LAST, last_keeps))
     }
     totals = {view: _total(parts.values()) for view, parts in uses.items()}
     pipelined, first = np.asarray(sizes["pp"]) > 1.0, totals[FIRST] >= totals[LAST]

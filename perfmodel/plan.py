@@ -14,18 +14,22 @@ from perfmodel.kernel import Demand, Kernel
 from perfmodel.sharded import LocalLoop, LocalNode, Reshard, ShardedGraph
 from perfmodel.stage import EVERY, StageMap, Stages, stage_map
 from perfmodel.state import LOCAL
-from perfmodel.work import MESH, TP, Amount, Term, amount, plus, resized
+from perfmodel.work import MESH, TP, VIRTUAL, Amount, Term, amount, plus, resized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute(Demand):
-    """Equal kernels: `times` launches per microbatch (or per step, outside the microbatch loop)."""
+    """Equal kernels: `times` launches per microbatch (or per step, outside the microbatch loop).
+
+    weights: whether they only make gradients of weights, which no other stage of a pipeline waits for
+    """
 
     times: Amount
     phase: str
     label: str
     repeated: bool
     stages: Stages
+    weights: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +62,11 @@ def analyse(sharded: ShardedGraph) -> Plan:
     computes: list[Compute] = []
     traffics: list[Traffic] = []
     for loops, nodes, _ in regions(sharded):
+        apart = _behind(sharded, loops[-1]) if loops and "pp" in loops[-1].axes else frozenset()
         for kernel in kernels(sharded, nodes):
             where = stages.of_kernel([nodes[i] for i in kernel.nodes])
-            computes.append(_compute(kernel, clock.when(loops, kernel.phase), where))
+            weights = kernel.phase == "backward" and apart.issuperset(kernel.nodes)
+            computes.append(replace(_compute(kernel, clock.when(loops, kernel.phase), where), weights=weights))
         for node in nodes:
             if isinstance(node, Reshard) and node.kind not in LOCAL:
                 traffics.append(_collective(sharded, node, clock.when(loops, node.phase), stages.of_node(node)))
@@ -71,6 +77,19 @@ def analyse(sharded: ShardedGraph) -> Plan:
     return Plan(
         computes=_merge_computes(computes), traffics=_merge_traffics(traffics), model_flops=_model_flops(sharded)
     )
+
+
+def _behind(sharded: ShardedGraph, loop: LocalLoop) -> frozenset[int]:
+    """Nodes of a pipelined loop that nothing it passes on to the next stage depends on, by position."""
+    slots = zip(loop.parameters, loop.yields, strict=True)
+    needed = {left for parameter, left in slots if _is_activation_carry(sharded, parameter)}
+    behind = set()
+    for i, node in reversed(list(enumerate(loop.body))):
+        if needed.isdisjoint(node.results):
+            behind.add(i)
+        else:
+            needed.update(node.operands)
+    return frozenset(behind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +193,7 @@ def klass_of(axes: Sequence[str], repeated: bool) -> str:
 
 
 def _stage_sends(sharded: ShardedGraph, loop: LocalLoop, when: _When) -> list[Traffic]:
-    """Activations that a pipelined loop carries go from each stage to the next, once per microbatch."""
+    """Activations that a pipelined loop carries go from each chunk of layers to the next, once per microbatch."""
     if "pp" not in loop.axes:
         return []
     carried = [
@@ -187,7 +206,7 @@ def _stage_sends(sharded: ShardedGraph, loop: LocalLoop, when: _When) -> list[Tr
             kind="permute",
             axes=("pp",),
             bytes=size,
-            times=amount([when.times]),
+            times=amount([when.times.times((VIRTUAL,))]),
             phase=when.phase,
             klass="pipeline",
             repeated=when.repeated,
@@ -208,9 +227,13 @@ def _merge_computes(computes: Sequence[Compute]) -> tuple[Compute, ...]:
     merged: dict[object, Compute] = {}
     for c in computes:
         flops = tuple(sorted((k, tuple(sorted(v.items()))) for k, v in c.flops.items()))
-        key = (flops, c.matmul, c.row, c.keys, tuple(sorted(c.bytes.items())), c.phase, c.repeated, c.stages)
+        key = (flops, c.matmul, c.row, c.keys, tuple(sorted(c.bytes.items())), *_place(c))
         merged[key] = replace(c, times=plus(merged[key].times, c.times)) if key in merged else c
     return tuple(merged.values())
+
+
+def _place(c: Compute) -> tuple[object, ...]:
+    return c.phase, c.repeated, c.stages, c.weights
 
 
 def _merge_traffics(traffics: Sequence[Traffic]) -> tuple[Traffic, ...]:

@@ -26,7 +26,7 @@ from perfmodel.shard import shard
 from perfmodel.work import Identity
 
 ASSUMPTIONS = (
-    "1F1B pipeline schedule, every microbatch as slow as on the slowest stage",
+    "pipelines: every microbatch takes as long as on the slowest stage, and a bubble what it takes on the others",
     "causal attention kernels skip the masked half; MFU counts it in full",
     "the vocabulary is padded to a multiple of tp",
     "ZeRO shards over fsdp and ep only: dp and cp hold copies",
@@ -84,8 +84,8 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
     structure = _structure(Identity(graph), layout.zero, layout.sp, layout.ring)
     sizes = layout.sizes(graph)
     costs = price(structure.plan, sizes, machine)
-    time = step_time(costs, sizes, machine)
-    memory = memory_use(structure.memory, sizes, machine.memory_reserve_bytes)
+    time = step_time(costs, sizes, machine, layout.schedule)
+    memory = memory_use(structure.memory, sizes, machine.memory_reserve_bytes, layout.schedule)
     broken = violations(graph, structure.constraints, layout, sizes, memory.total, machine)
     estimate = _estimate(graph, layout, machine, costs, time, memory, broken)
     if estimate.shape:

@@ -39,6 +39,9 @@ from perfmodel.work import (
     symbols_of,
 )
 
+WEIGHTS = "weights"
+"""The part of the backward pass that only makes gradients of weights."""
+
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -177,7 +180,7 @@ def _price_alike(
     for c in computes:
         seconds = kernel_seconds(c, evaluate, machine)
         times, slowest = evaluate.amount(c.times), _slowest(seconds)
-        place = Place(repeated=c.repeated, stages=c.stages, part=c.phase)
+        place = Place(repeated=c.repeated, stages=c.stages, part=WEIGHTS if c.weights else c.phase)
         _add(compute, place, times * (slowest + machine.kernel_launch_seconds))
         for name, value in seconds.items():
             _add(decided, (name, c.repeated), times * np.where(value < slowest, 0.0, value))
@@ -219,8 +222,8 @@ def kernel_seconds(kernel: Demand, evaluate: Evaluator, machine: Machine) -> dic
         share = machine.efficiency["vector" if engine in machine.elementwise else engine]
         _add(seconds, engine, evaluate.amount(flops) / (rate * share))
     if kernel.keys is not None:
-        blocks = 1.0 + machine.matrix.mask_block / evaluate.term(kernel.keys)
-        seconds["attention"] = seconds["attention"] * blocks
+        beside = 1.0 + machine.matrix.query_keys / evaluate.term(kernel.keys)
+        seconds["attention"] = seconds["attention"] * beside
     return seconds
 
 

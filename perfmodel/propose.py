@@ -19,7 +19,7 @@ from perfmodel.layout import assignment
 from perfmodel.shard import shard
 from perfmodel.sharded import LocalLoop, LocalNode, Reshard
 from perfmodel.state import LOCAL
-from perfmodel.work import MESH, MICROBATCH, PER_RANK, TP, Evaluator
+from perfmodel.work import MICROBATCH, PER_RANK, SYMBOLS, TP, Evaluator
 
 ENOUGH = 0.9
 """A set is a candidate if it divides this share of the work that the best set divides."""
@@ -176,7 +176,7 @@ def _moved(graph: Graph, found: Mapping[int, str], chosen: Iterable[int]) -> flo
     factors = [replace(factor, name=names.get(i)) for i, factor in enumerate(graph.factors)]
     changed = replace(graph, factors=tuple(factors))
     sizes = {PER_RANK: float(changed.size("batch")), MICROBATCH: float(changed.size(MICROBATCH))}
-    evaluate = Evaluator({**dict.fromkeys(MESH, 1.0), TP[0]: 2.0, **sizes})
+    evaluate = Evaluator({**dict.fromkeys(SYMBOLS, 1.0), TP[0]: 2.0, **sizes})
 
     def visit(nodes: Sequence[LocalNode], times: float) -> float:
         total = 0.0

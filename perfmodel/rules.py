@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain
+from functools import lru_cache, reduce
+from itertools import accumulate, chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,9 +16,9 @@ from perfmodel.graph import Graph
 from perfmodel.layout import Layout
 from perfmodel.machine import Machine
 from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, ShardedGraph
-from perfmodel.topology import unsupported_group
+from perfmodel.topology import places, unsupported_group
 from perfmodel.units import GIB
-from perfmodel.work import MICROBATCH, RESIZABLE, TP, Identity, Number
+from perfmodel.work import MESH, MICROBATCH, RESIZABLE, TP, VIRTUAL, Identity, Number
 
 OUT_OF_MEMORY = "out of memory"
 ONE_MICROBATCH = "no dim named microbatch, so dp*fsdp*ep*mb must be the global batch"
@@ -77,7 +78,8 @@ def violations(
 ) -> dict[str, Any]:
     """Masks by rule, True where a layout breaks it; `rules` are the `constraints` of the sharded graph."""
     misfit = misfits(graph, rules, layout, sizes)
-    return {**misfit, **dict(_wrong_groups(layout, machine)), OUT_OF_MEMORY: np.asarray(memory) > machine.memory_bytes}
+    wrong = chain(_wrong_groups(layout, machine), _astride(layout, sizes, machine))
+    return {**misfit, **dict(wrong), OUT_OF_MEMORY: np.asarray(memory) > machine.memory_bytes}
 
 
 def misfits(graph: Graph, rules: Sequence[Constraint], layout: Layout, sizes: Mapping[str, Number]) -> dict[str, Any]:
@@ -85,6 +87,7 @@ def misfits(graph: Graph, rules: Sequence[Constraint], layout: Layout, sizes: Ma
     broken: dict[str, Any] = {}
     for name, mask in chain(
         _undivided(rules, sizes),
+        _uneven_chunks(rules, layout, sizes),
         _unshared_heads(graph, sizes),
         _wrong_batch(graph, layout, sizes),
         _wrong_mesh(graph, layout),
@@ -100,6 +103,18 @@ def _undivided(rules: Sequence[Constraint], sizes: Mapping[str, Number]) -> Mask
         axes = "*".join(dict.fromkeys("tp" if axis in TP else axis for axis in rule.axes))
         parts = math.prod(sizes[axis] for axis in rule.axes)
         yield f"{rule.name} {rule.size} not divisible by {axes}", _uneven(rule.size, parts)
+
+
+def _uneven_chunks(rules: Sequence[Constraint], layout: Layout, sizes: Mapping[str, Number]) -> Masks:
+    """Layers that virtual stages cannot share evenly, and microbatches that do not come in groups of all stages."""
+    stages, chunks = sizes["pp"], sizes[VIRTUAL]
+    interleaved = np.asarray(chunks) > 1.0
+    layers = {rule.size: rule.name for rule in rules if rule.axes == ("pp",)}
+    for size, name in layers.items():
+        yield f"{name} {size} not divisible by pp*vpp", interleaved & _uneven(size, stages * chunks)
+    yield "vpp > 1 without pp > 1", interleaved & (np.asarray(stages) == 1.0)
+    yield "vpp > 1 with microbatches not divisible by pp", interleaved & _uneven(sizes[MICROBATCH], stages)
+    yield f"vpp > 1 with schedule={layout.schedule}", interleaved & (layout.schedule != "1f1b")
 
 
 def _unshared_heads(graph: Graph, sizes: Mapping[str, Number]) -> Masks:
@@ -157,7 +172,17 @@ def _wrong_groups(layout: Layout, machine: Machine) -> Masks:
         yield f"group of {axis} not supported by {machine.name}", mask
 
 
-def _uneven(size: float, parts: Number) -> Any:
+def _astride(layout: Layout, sizes: Mapping[str, Number], machine: Machine) -> Masks:
+    """Groups that lie partly in one place of the fabric and partly in the next, so that an axis has no two alike: what
+    an axis and those inside it join must divide the ranks of a place, or be a multiple of them.
+    """
+    joined = list(accumulate((sizes[axis] for axis in MESH), operator.mul))
+    for name, ranks in places(machine.tiers):
+        uneven = reduce(np.logical_or, (_fractional(n / ranks) & _fractional(ranks / n) for n in joined))
+        yield f"groups astride the {ranks} ranks of {name}", uneven & (np.asarray(layout.ranks) > ranks)
+
+
+def _uneven(size: Number, parts: Number) -> Any:
     """Mask of the numbers of parts, which need not be whole, that a size does not divide into."""
     return _fractional(size / parts) | _fractional(parts)
 

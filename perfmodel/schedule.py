@@ -1,13 +1,14 @@
 """From seconds by place to the time of a step: overlap, pipeline, bounds.
 
-A step is M microbatches through pp stages (1F1B), then what happens once: the reduction of gradients and the update.
+A step is M microbatches through pp stages, then what happens once: the reduction of gradients and the update.
 
-    step = (M + pp - 1) t_microbatch + t_once + overhead
+    step = M t_microbatch + bubble + t_once + overhead
 
-t_microbatch is that of the slowest stage, compute plus the communication that compute does not hide. How much it may
-hide is one number per class of collective and machine: the share of the compute time that can run meanwhile. What
-happens once hides behind what the last microbatch leaves. The bounds are the same formula with every share at 1 (lower)
-and at 0 (upper), so lower <= expected <= upper always.
+t_microbatch is that of the slowest stage, compute plus the communication that compute does not hide; the bubble is
+what a microbatch takes on the other stages, less as the schedule has it (`perfmodel.formulas.pipeline`). How much
+compute may hide is one number per class of collective and machine: the share of the compute time that can run
+meanwhile. What happens once hides behind what the last microbatch leaves. The bounds are the same formula with every
+share at 1 (lower) and at 0 (upper), so lower <= expected <= upper always.
 """
 
 from __future__ import annotations
@@ -20,15 +21,19 @@ from operator import add
 
 import numpy as np
 
+from perfmodel.formulas.pipeline import SCHEDULES, bubble
 from perfmodel.machine import Machine
-from perfmodel.price import Costs, Place
-from perfmodel.work import MESH, MICROBATCH, Late, Number
+from perfmodel.price import WEIGHTS, Costs, Place
+from perfmodel.work import MESH, MICROBATCH, VIRTUAL, Late, Number
 
 CLASSES = ("tensor", "context", "expert", "fsdp", "batch", "pipeline")
 PHASES = ("forward", "recompute", "backward", "update")
 DATA = "data"
 PARTS = (*PHASES, *CLASSES, DATA, "bubble", "overhead")
-VIEWS = ("only", "first", "last")
+RUN = ("only", "first", "last")
+"""Stages that may be the slowest: the single one, or an end of a pipeline, which has all that those between have."""
+
+VIEWS = (*RUN, "middle")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +46,12 @@ class StepTime:
     parts: Mapping[str, Number]
 
 
-def step_time(costs: Costs, sizes: Mapping[str, Number], machine: Machine) -> StepTime:
-    """Time of one training step for given costs and axis sizes."""
+def step_time(costs: Costs, sizes: Mapping[str, Number], machine: Machine, schedule: str = SCHEDULES[0]) -> StepTime:
+    """Time of one training step for given costs, axis sizes and pipeline schedule."""
     stages = [_Stage(costs, view, sizes[MICROBATCH]) for view in VIEWS]
+    pipeline = _Pipeline(schedule, sizes["pp"], sizes[VIRTUAL])
     expected, lower, upper = (
-        _Step(stages, sizes["pp"], overlap, _overhead(sizes, machine))
+        _Step(stages, pipeline, overlap, _overhead(sizes, machine))
         for overlap in (machine.overlap, dict.fromkeys((*CLASSES, DATA), 1.0), {})
     )
     return StepTime(
@@ -72,28 +78,41 @@ class _Stage:
         sent, reduced = (_by_part(costs.communication, view, repeated=repeated) for repeated in (True, False))
         self.traffic = {klass: seconds for klass in CLASSES for seconds in _found(sent, klass)}
         self.traffic.update((DATA, seconds) for seconds in _found(reduced, DATA))
-        self.microbatch = _total(seconds for name in PHASES for seconds in _found(self.repeated, name))
-        self.compute = _total(self.phase(name) for name in PHASES if name in self.repeated or name in self.once)
+        self.microbatch = _total(seconds for name in (*PHASES, WEIGHTS) for seconds in _found(self.repeated, name))
+        self.weights = _total(_found(self.repeated, WEIGHTS))
+        self.compute = _total(self.phase(name) for name in PHASES)
 
     def phase(self, name: str) -> Number:
         """Seconds of the kernels of a phase in a step."""
-        repeated = (self.count * seconds for seconds in _found(self.repeated, name))
-        return _total((*repeated, *_found(self.once, name)))
+        names = (name, WEIGHTS) if name == "backward" else (name,)
+        repeated = (self.count * seconds for part in names for seconds in _found(self.repeated, part))
+        return _total((*repeated, *(seconds for part in names for seconds in _found(self.once, part))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pipeline:
+    """How stages are run: pp of them, vpp chunks of layers on each."""
+
+    schedule: str
+    pp: Number
+    vpp: Number
 
 
 class _Step:
     """A step of the slowest stage, under given overlap."""
 
-    def __init__(self, stages: Sequence[_Stage], pp: Number, overlap: Mapping[str, float], overhead: Number) -> None:
-        self._stages, self._pp, self._overhead = stages, pp, overhead
+    def __init__(
+        self, stages: Sequence[_Stage], pipeline: _Pipeline, overlap: Mapping[str, float], overhead: Number
+    ) -> None:
+        self._stages, self._pipeline, self._overhead = stages, pipeline, overhead
         self._exposed = [exposed_seconds(stage.traffic, stage.microbatch, overlap) for stage in stages]
-        only, first, last = map(self._step, range(len(VIEWS)))
-        self._pipelined, self._first = np.asarray(pp) > 1.0, first >= last
+        only, first, last = map(self._step, range(len(RUN)))
+        self._pipelined, self._first = np.asarray(pipeline.pp) > 1.0, first >= last
         self.total = self._slowest((only, first, last))
 
     def seconds_of(self, part: str) -> Number:
         """Seconds of a step by part."""
-        return self._slowest([self._part(view, part) for view in range(len(VIEWS))])
+        return self._slowest([self._part(view, part) for view in range(len(RUN))])
 
     def _slowest(self, views: Sequence[Number]) -> Number:
         only, first, last = views
@@ -108,12 +127,31 @@ class _Step:
         if name in PHASES:
             return stage.phase(name)
         if name == "bubble":
-            waited = (seconds for klass, seconds in exposed.items() if klass != DATA)
-            return (self._pp - 1.0) * _total((stage.microbatch, *waited))
+            return self._bubble(view)
         if name == "overhead":
             return self._overhead
         seconds = exposed.get(name, 0.0)
         return seconds if name == DATA or name not in exposed else stage.count * seconds
+
+    def _bubble(self, view: int) -> Number:
+        """Idle seconds of an end of the pipeline: the stages between, and the other end, are what it waits for."""
+        if VIEWS[view] == "only":
+            return 0.0
+        other, middle = VIEWS.index("last" if VIEWS[view] == "first" else "first"), VIEWS.index("middle")
+        between = self._pipeline.pp - 2.0
+        whole, weights = (
+            one[other] + between * one[middle]
+            for one in (
+                [self._microbatch(i) for i in range(len(VIEWS))],
+                [stage.weights for stage in self._stages],
+            )
+        )
+        return bubble(self._pipeline.schedule, whole, weights, self._pipeline.vpp)
+
+    def _microbatch(self, view: int) -> Number:
+        """Seconds of a microbatch on a stage, with the communication that it waits for."""
+        waited = (seconds for klass, seconds in self._exposed[view].items() if klass != DATA)
+        return _total((self._stages[view].microbatch, *waited))
 
 
 def exposed_seconds(traffic: Mapping[str, Number], compute: Number, overlap: Mapping[str, float]) -> dict[str, Number]:

@@ -176,10 +176,16 @@ class MachineSpec(Strict):
     checks: list[Check] = []
 
 
+WAYS = ("mesh", "recursive", "ring", "tree", "flat_ring", "pairwise")
+"""How an algorithm may go about a collective."""
+
+
 class AlgorithmSpec(Strict):
     """How fast one collective algorithm is on a tier.
 
-    latency: of each step; `base`, of each collective
+    name:    one of `WAYS`; more words after that tell variants apart
+    latency: of each step; `inner`, of steps inside the tiers below, for those that go through all their ranks; `base`,
+             of each collective
     copies:  passes of each byte through memory that go beside the wire
     all_gather, reduce_scatter, all_reduce, all_to_all: share of the tier's bandwidth that large messages reach; what
              is left out it does not serve, but an all-reduce, which otherwise is a reduce-scatter and an all-gather
@@ -188,8 +194,9 @@ class AlgorithmSpec(Strict):
     up_to:   the largest collective that the runtime runs by it; without one, the runtime takes the fastest
     """
 
-    name: Literal["mesh", "recursive", "ring", "tree", "flat_ring", "pairwise"]
+    name: Text
     latency: Number[Amount]
+    inner: Number[Amount] | None = None
     base: Number[Amount] | None = None
     copies: Number[Amount] | None = None
     all_gather: Number[Positive] | None = None
@@ -202,7 +209,7 @@ class AlgorithmSpec(Strict):
 
 class TierCalibration(Strict):
     """Measured behaviour of a tier; `relay` is the bandwidth of a rank that passes on an outer tier's data. A tier that
-    was never measured may be taken to behave `like` another one.
+    was never measured may be taken to behave `like` another one, or one of another "MACHINE: TIER".
     """
 
     name: Text
@@ -212,18 +219,24 @@ class TierCalibration(Strict):
 
 
 class Fit(Strict):
-    """Where the numbers of a calibration come from, and how well they fit."""
+    """Where the numbers of a calibration come from, and how well they fit: tables, rows by their hardware and smallest
+    collective [B], what was left out together, and the range of the rows.
+    """
 
     date: Text
     data: Text
+    hardware: Text | None = None
+    smallest: Amount | None = None
+    leave_out: Text | None = None
+    range: Text | None = None
     residuals: Text
 
 
 class Efficiency(Strict):
     """Reachable share of the engines' and the memory's peaks; `fill` is what a tile loses before its first result, in
     steps along the contraction, `operands` how much a smaller tile loses to fetching its operands [elements], and
-    `mask_block` the keys that a causal attention kernel skips together; `by_dtype` is `tensor` for the element types
-    that reach another share.
+    `query_keys` what a query of an attention kernel costs beside the keys that it sees, in keys; `by_dtype` is `tensor`
+    for the element types that reach another share.
     """
 
     tensor: Number[Positive]
@@ -232,7 +245,7 @@ class Efficiency(Strict):
     memory: Number[Positive]
     fill: Number[Amount] | None = None
     operands: Number[Amount] | None = None
-    mask_block: Number[Amount] | None = None
+    query_keys: Number[Amount] | None = None
     by_dtype: dict[str, Number[Positive]] = {}
 
 
@@ -280,6 +293,7 @@ DIMENSION = {
     "relay": "bandwidth",
     "latency": "time",
     "base": "time",
+    "inner": "time",
     "curve": "size",
     "up_to": "size",
 }

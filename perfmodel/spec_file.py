@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from perfmodel.schema import (
+    WAYS,
     AlgorithmSpec,
     CalibrationSpec,
     MachineSpec,
@@ -56,12 +57,16 @@ def parse_calibration(
         raise fault(where, "machine", repr(spec.machine), f"{machine.name!r}, the machine that it calibrates")
     known = [tier.name for tier in machine.tiers]
     for tier in spec.tiers:
-        _check_names(f"tiers.{tier.name}.algorithms", tier.algorithms, where)
+        path = f"tiers.{tier.name}.algorithms"
+        _check_names(path, tier.algorithms, where)
+        for algorithm in tier.algorithms:
+            if algorithm.name.partition(" ")[0] not in WAYS:
+                raise fault(where, f"{path}.{algorithm.name}.name", repr(algorithm.name), f"one of {', '.join(WAYS)}")
         if tier.name not in known and not inherited:
             raise fault(where, f"tiers.{tier.name}", "a tier that the machine lacks", f"one of {', '.join(known)}")
         for kind in ("all_gather", "reduce_scatter", "all_to_all"):
             if all(getattr(algorithm, kind) is None for algorithm in tier.algorithms):
-                raise fault(where, f"tiers.{tier.name}.algorithms", f"none that serves {kind}", "one that does")
+                raise fault(where, path, f"none that serves {kind}", "one that does")
     _check_curves(spec, where)
     return spec
 

@@ -9,8 +9,10 @@ a torus dim has neither the links between groups nor those that it shares.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -32,8 +34,10 @@ RING_OF_FOUR = 4
 class Algorithm:
     """One way of running collectives on a tier.
 
+    name:       how it goes about it; more words after that tell variants apart
     latency:    of a step [s]
     efficiency: share of the bandwidth that large messages reach, by the kinds of collective that it serves
+    inner:      of a step inside the tiers below, of an algorithm that goes through all their ranks [s]
     base:       of a collective, whatever its steps [s]
     copy:       of passing each byte through memory, beside the wire [s/B]
     curve:      how much of that share messages of a size reach
@@ -43,10 +47,16 @@ class Algorithm:
     name: str
     latency: float
     efficiency: Mapping[str, float]
+    inner: float = 0.0
     base: float = 0.0
     copy: float = 0.0
     curve: Curve = ()
     up_to: float = math.inf
+
+    @property
+    def way(self) -> str:
+        """The name without what tells variants apart."""
+        return self.name.partition(" ")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +115,75 @@ class Span:
 def closes(tier: Tier, extent: int) -> bool:
     """Whether a torus dim of so many members is a ring."""
     return (min(tier.extents) if tier.together else extent) >= tier.wrap
+
+
+def slices(tier: Tier) -> Collection[int]:
+    """Numbers of members that a job may have which needs no more than the tier: any of a switch, whose members are all
+    alike; of a torus its shapes, or what fills its dims one after the other.
+    """
+    if tier.shapes:
+        return {math.prod(shape) for shape in tier.shapes}
+    if tier.kind != "torus":
+        return range(1, math.prod(tier.extents) + 1)
+    inner = accumulate(tier.extents[:-1], operator.mul, initial=1)
+    return {n * part for n, extent in zip(inner, tier.extents, strict=True) for part in _divisors(extent)}
+
+
+def _divisors(n: int) -> list[int]:
+    return [part for part in range(1, n + 1) if n % part == 0]
+
+
+def least_of_several(tier: Tier) -> int:
+    """Members that a job has at least in each of several such tiers: all of a torus, half of a switch, or fewer
+    switches would do.
+    """
+    whole = math.prod(tier.extents)
+    return whole if tier.kind == "torus" else -(-whole // 2)
+
+
+def _shares(tier: Tier, members: int) -> Iterable[int]:
+    """Members that a job of so many may have in a tier, or in each of several, most first."""
+    whole = math.prod(tier.extents)
+    if not whole or members in slices(tier):
+        return [members]
+    return (n for n in range(whole, least_of_several(tier) - 1, -1) if members % n == 0)
+
+
+def in_use(tiers: Sequence[Tier], ranks: int, share: int = 1) -> tuple[int, ...] | None:
+    """Members of each tier that a job of so many ranks uses, as many in every tier of a kind: most of the innermost
+    first. None where there is no such part of the fabric. Chips of `share` ranks stay whole.
+    """
+    if not tiers:
+        return () if ranks == 1 else None
+    tier, *outer = tiers
+    whole = math.prod(tier.extents)
+    inside = min(whole or share, share)
+    for members in _shares(tier, ranks):
+        if members % inside == 0 and (more := in_use(outer, ranks // members, share // inside)) is not None:
+            return (members, *more)
+    return None
+
+
+def cut(tier: Tier, members: int, tiers: int) -> Tier:
+    """A tier of which a job uses so many members in each of several: of a torus that is let in parts, the most cubic
+    one; links of a full tier to the members left out are idle.
+    """
+    fitting = [shape for shape in tier.shapes if math.prod(shape) == members]
+    if fitting and tiers == 1:
+        return replace(tier, extents=min(fitting, key=lambda shape: (sum(shape), shape)))
+    if tier.kind == "torus" or tiers == 1 or not tier.extents[0]:
+        return tier
+    (extent,), (bandwidth,) = tier.extents, tier.bandwidth
+    if tier.kind == "full":
+        bandwidth = float(formulas.full_mesh_bandwidth(members, extent, bandwidth))
+    return replace(tier, extents=(members,), bandwidth=(bandwidth,))
+
+
+def places(tiers: Sequence[Tier]) -> list[tuple[str, int]]:
+    """Each bounded dim of the fabric: the name of its tier, and the ranks that it and those inside it hold [1]."""
+    extents = [(tier.name, extent) for tier in tiers for extent in tier.extents]
+    held = accumulate((extent or 1 for _, extent in extents), operator.mul)
+    return [(name, ranks) for (name, extent), ranks in zip(extents, held, strict=True) if extent > 1]
 
 
 def split_group(size: Number, stride: Number, tiers: Sequence[Tier]) -> list[list[Number]]:

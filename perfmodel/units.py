@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 GIB = 2.0**30
@@ -24,6 +25,17 @@ UNITS = {unit: factor for units in DIMENSIONS.values() for unit, factor in units
 def to_si(value: float, unit: str, dimension: str) -> float:
     """A number in SI; raises KeyError where `unit` is not of `dimension`."""
     return value * DIMENSIONS[dimension][unit]
+
+
+def read_bytes(text: str) -> float:
+    """A size such as `1MiB`, `1.5 GB` or `4096` [B]; raises ValueError for what is none, or not finite."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\+?\d+)?)\s*([a-z]*)", text.strip(), re.IGNORECASE)
+    units = {unit.lower(): factor for unit, factor in DIMENSIONS["size"].items()}
+    factor = units.get(found[2].lower() or "b") if found else None
+    size = float(found[1]) * factor if found and factor else math.nan
+    if not math.isfinite(size):
+        raise ValueError(f"got {text!r}, expected bytes such as 4096 or 1MiB, in {', '.join(DIMENSIONS['size'])}")
+    return size
 
 
 SECONDS = (("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3), ("s", 1.0))

@@ -34,7 +34,10 @@ RESIZABLE: Mapping[str, tuple[str, ...]] = {"batch": (*DATA, PER_RANK), MICROBAT
 """Axis names whose size is the layout's to choose: the symbols whose product it is."""
 
 BATCHED = (PER_RANK, MICROBATCH)
-SYMBOLS = (*MESH, *BATCHED)
+VIRTUAL = "vpp"
+"""Chunks of layers on each pipeline stage."""
+
+SYMBOLS = (*MESH, VIRTUAL, *BATCHED)
 
 Exponents: TypeAlias = tuple[int, ...]
 Growth: TypeAlias = tuple[bool, ...]

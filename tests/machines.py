@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -72,3 +73,15 @@ def fat_tree(name: str, *, instances: int, oversubscription: float) -> Machine:
         uplink=True,
     )
     return replace(machine, tiers=(*machine.tiers[:-1], leaf, spine))
+
+
+def raw_numbers(node: Any) -> Iterator[dict[str, Any]]:
+    """Every table with a value in a parsed file, checks aside."""
+    if isinstance(node, dict) and "value" in node:
+        yield node
+    elif isinstance(node, dict):
+        for key, below in node.items():
+            yield from raw_numbers(below) if key != "checks" else ()
+    elif isinstance(node, list):
+        for below in node:
+            yield from raw_numbers(below)

@@ -27,7 +27,7 @@ from shards import LEAD, alike, close, flat, gather, masked, padded, positions, 
 from perfmodel.graph import DTYPE_BYTES, Op
 from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
 from perfmodel.state import Axes, State, sharding
-from perfmodel.work import DATA, MESH, MICROBATCH, PER_RANK, Evaluator
+from perfmodel.work import DATA, MESH, MICROBATCH, PER_RANK, VIRTUAL, Evaluator
 
 REDUCES, GATHERS = ("all_reduce", "reduce_scatter"), ("all_gather", "all_to_all")
 SCATTERS = ("slice", "reduce_scatter", "all_to_all")
@@ -62,7 +62,7 @@ class _Devices:
         self.sharded = sharded
         self.mesh = tuple(mesh.get(axis, 1) for axis in MESH)
         spread = math.prod(mesh.get(axis, 1) for axis in DATA)
-        traced = {PER_RANK: self.graph.size("batch") / spread, MICROBATCH: self.graph.size(MICROBATCH)}
+        traced = {VIRTUAL: 1.0, PER_RANK: self.graph.size("batch") / spread, MICROBATCH: self.graph.size(MICROBATCH)}
         self.sizes = Evaluator({**dict(zip(MESH, map(float, self.mesh), strict=True)), **traced})
         self.digits = _digits(sharded)
         self.held: dict[int, Array] = {}  # copies by id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tomllib
 from collections.abc import Callable, Mapping
 from importlib import resources
 from itertools import chain
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from machines import raw_numbers
 
 from perfmodel import MachineError, calibrate, load_machine
+from perfmodel.calibrate.calibration import TOLD, Value
 from perfmodel.calibrate.fit import fit
 from perfmodel.calibrate.model import predicted
 from perfmodel.calibrate.parameters import parameters, rounded, with_values
-from perfmodel.calibrate.rows import Attention, Collective, Gemm, read_rows
+from perfmodel.calibrate.problem import Problem
+from perfmodel.calibrate.rows import Attention, Collective, Gemm, Row, read_rows
 from perfmodel.catalog import read_calibration, read_machine
 from perfmodel.cli.main import main
 from perfmodel.machine import Machine, variations
@@ -27,7 +31,10 @@ TABLES = Path(str(resources.files("hardware_specs"))) / "measurements"
 MIB = 2**20
 SQUARES = [(4096 * i, 4096 * i, k) for i in (2, 4) for k in (256, 1024, 8192)]
 
-COLUMNS = "hardware op group_size nodes size_bytes time_us dtype m n k batch seq heads head_dim causal source notes"
+COLUMNS = (
+    "hardware op group_size nodes devices_per_node size_bytes time_us dtype m n "
+    "k batch seq heads head_dim causal shape source notes"
+)
 
 
 def write(path: Path, rows: list[Mapping[str, object]], columns: str = COLUMNS) -> Path:
@@ -129,9 +136,33 @@ def test_a_row_is_read_by_its_columns_or_from_the_text_of_its_shape(
     [
         ({"hardware": "that"}, "other hardware"),
         ({"op": "cast"}, "'cast' is neither a collective nor a matmul nor attention"),
-        ({"size_bytes": ""}, "no bytes"),
-        ({"time_us": "fast"}, "no time"),
-        ({"time_us": "-1"}, "time is -1"),
+        *(
+            ({name: text}, f"{name}: got {text or 'nothing'}, expected a number from {least} to {most}")
+            for name, least, most in (("size_bytes", "1", "1e+15"), ("time_us", "0.001", "1e+12"))
+            for text in ("", "fast", "nan", "inf", "-inf", "0", "-1")
+        ),
+        *(
+            ({**cells, name: text}, f"{name}: got {text or 'nothing'}, expected a whole number from 1 to 1e+09")
+            for cells, names in (
+                ({}, ["group_size"]),
+                ({"op": "gemm", "dtype": "bf16", "m": 1, "n": 1, "k": 1}, "mnk"),
+                (
+                    {"op": "attention", "causal": "1", "batch": 1, "seq": 8, "heads": 2, "head_dim": 4},
+                    ["batch", "heads", "head_dim"],
+                ),
+            )
+            for name in names
+            for text in ("", "abc", "nan", "inf", "0", "-8", "8.5")
+        ),
+        ({"nodes": "two"}, "nodes: got two, expected a whole number from 1 to 1e+09"),
+        ({"nodes": 16}, "nodes: got 16, expected a divisor of the 8 ranks: as many on each server"),
+        ({"nodes": 3}, "nodes: got 3, expected a divisor of the 8 ranks: as many on each server"),
+        ({"devices_per_node": 5}, "devices_per_node: got 5, expected a divisor of the 8 ranks: as many on each server"),
+        ({"group_size": 1}, "group_size: got 1, expected at least 2 ranks, that have something to send"),
+        (
+            {"op": "matmul", "dtype": "bf16", "shape": "0x8x8"},
+            "m: got 0, expected a whole number from 1 to 1e+09",
+        ),
         ({"notes": "SUSPECT: an empty graph"}, "the table's note calls it suspect"),
         ({"op": "gemm", "dtype": "int4", "m": 1, "n": 1, "k": 1}, "element type 'int4'"),
         ({"op": "gemm", "dtype": "bf16"}, "no sizes of a matmul in ''"),
@@ -142,6 +173,23 @@ def test_a_row_that_is_left_out_says_why(cells: Mapping[str, object], reason: st
     row = {"hardware": "this", "op": "all_reduce", "group_size": 8, "size_bytes": 9, "time_us": 7, **cells}
     rows, (skipped,) = read_rows(write(tmp_path / "t.csv", [row]), "this")
     assert (rows, skipped.id, skipped.reason) == ([], "line 2", reason)
+
+
+def test_a_row_with_more_cells_than_columns_is_left_out(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(
+        "hardware,op,time_us,group_size,size_bytes\nit,all_reduce,1,000,8,4096\n\nit,all_reduce,7,8,4096\n"
+    )
+    (row,), (skipped,) = read_rows(table, "it")
+    assert skipped.reason == "row: got 4096 beyond the last column, expected a cell for each column"
+    assert (skipped.id, row.id) == ("line 2", "line 4")
+
+
+def test_a_table_that_a_spreadsheet_wrote_may_begin_with_a_mark(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("hardware,op,time_us,group_size,size_bytes\nit,all_reduce,7,8,4096\n", encoding="utf-8-sig")
+    rows, skipped = read_rows(table, "it")
+    assert (len(rows), skipped) == (1, [])
 
 
 # -- fits ---------------------------------------------------------------------------------------------------------
@@ -160,8 +208,8 @@ def test_numbers_that_made_a_table_are_found_again_from_a_wrong_start(tmp_path: 
         )
     )
     found = calibrate([table], machine, hardware="mine")
-    assert found.values["efficiency.tensor"][0] == 0.4
-    assert found.values["efficiency.tensor"][1] == pytest.approx(truth["calibration.efficiency.tensor"], rel=0.05)
+    assert found.values["efficiency.tensor"].before == 0.4
+    assert found.values["efficiency.tensor"].after == pytest.approx(truth["calibration.efficiency.tensor"], rel=0.05)
     assert found.errors["all"][1].p90 < 0.01
     assert found.launches["made: gemm"] == pytest.approx(5e-6, rel=0.3)
 
@@ -187,7 +235,7 @@ def flat(machine: Machine) -> list[float]:
     algorithms = [algorithm for tier in machine.tiers for algorithm in tier.algorithms]
     numbers = [[a.base, a.copy, a.latency, *a.efficiency.values(), *chain.from_iterable(a.curve)] for a in algorithms]
     matrix = machine.matrix
-    own = [*machine.efficiency.values(), matrix.fill, matrix.operands, matrix.mask_block, *matrix.shares.values()]
+    own = [*machine.efficiency.values(), matrix.fill, matrix.operands, matrix.query_keys, *matrix.shares.values()]
     return [*own, *chain.from_iterable(numbers)]
 
 
@@ -205,9 +253,68 @@ def test_a_row_is_never_seen_by_the_fit_that_predicts_it() -> None:
     def residuals(logs: Floats, which: object) -> Floats:
         return np.asarray(logs[0] - measured[np.asarray(which)])
 
-    found = fit(residuals, np.zeros(1), np.zeros(1), -np.ones(1), np.ones(1), ["a", "a", "b", "c"])
+    found = fit(residuals, np.zeros(1), np.zeros(1), -np.ones(1), np.ones(1), ["a", "a", "b", "c"], as_found)
     assert found.held_out[3] == pytest.approx(-0.4, abs=0.01)
     assert abs(found.after[3]) < 0.4
+
+
+def as_found(logs: Floats, _: object) -> Floats:
+    return logs
+
+
+def test_numbers_that_can_stand_in_for_each_other_are_told_only_together() -> None:
+    """Rows of a + b and of c, which lies beyond its bound."""
+    noise = 0.05 * np.sin(np.arange(30.0))
+
+    def residuals(logs: Floats, which: object) -> Floats:
+        together, alone = np.full(30, logs[0] + logs[1] - 0.2), np.full(30, logs[2] - 5.0)
+        return np.asarray((np.where(np.arange(30) % 2, together, alone) + noise)[np.asarray(which)])
+
+    ends = -np.ones(3), np.ones(3)
+    found = fit(residuals, np.zeros(3), np.zeros(3), *ends, [str(i) for i in range(30)], as_found)
+    assert found.logs[:2].sum() == pytest.approx(0.2, abs=0.02)
+    assert np.all(found.spread[:2] > TOLD)
+    assert found.bound.tolist() == [False, False, True]
+    values = [Value(before=1.0, after=1.0, spread=s, bound=b) for s, b in zip(found.spread, found.bound, strict=True)]
+    assert [value.told for value in values] == [False, False, False]
+    assert Value(before=1.0, after=1.0, spread=0.1, bound=False).told
+
+
+def test_a_harness_of_which_no_row_was_seen_is_as_the_others(tmp_path: Path) -> None:
+    what = Gemm(dtype="bf16", m=512, n=512, k=512)
+    rows = [Row(id=s, what=what, seconds=1e-4, source=s, hardware="mine") for s in ("a", "b", "c")]
+    data = read_machine(own(tmp_path))[1]
+    found = read_calibration(own(tmp_path))
+    assert found is not None
+    problem = Problem(parse_machine(data, "file"), found[1], rows)
+    count = len(problem.parameters)
+    logs = np.concatenate([np.zeros(count), [1.0, 2.0, 9.0]])
+    assert problem.completed(logs, [0, 1])[count:].tolist() == [1.0, 2.0, 1.5]
+    assert problem.completed(logs, [0, 1, 2]) is logs
+
+
+def test_what_a_datasheet_says_is_not_fitted_and_all_of_a_curve_but_its_end_is() -> None:
+    found = read_calibration("h100")
+    assert found is not None
+    paths = {parameter.path for parameter in parameters(found[1])}
+    assert "tiers.EFA.algorithms.flat_ring.latency" in paths
+    assert "tiers.EFA.algorithms.flat_ring.inner" not in paths
+    assert not any(" LL" in path for path in paths)
+    assert sum(path.startswith("tiers.EFA.algorithms.flat_ring.curve") for path in paths) == 2
+
+
+def test_rows_of_a_machine_are_those_of_its_instance_and_the_file_says_which() -> None:
+    table = TABLES / "trainium-collectives.csv"
+    found = calibrate([table], "trn1", smallest=2.0**20)
+    assert {row.hardware for row in found.rows} >= {"trn1.32xlarge"}
+    assert not any("trn1n" in row.hardware for row in found.rows)
+    written = tomllib.loads(found.text())
+    said = [written["fit"][key] for key in ("hardware", "smallest", "leave_out")]
+    assert said == [r"\btrn1\b", 2.0**20, "point"]
+    fitted = [number for number in raw_numbers(written) if number["source"].startswith("fit above")]
+    assert written["fit"]["range"].startswith("collectives of 8 to ")
+    assert {number["kind"] for number in fitted} == {"measured", "assumed"}
+    assert not any("note" in number for number in fitted)
 
 
 @pytest.mark.slow
@@ -249,7 +356,7 @@ def test_a_fitted_file_keeps_what_was_not_fitted_and_is_priced_by_its_new_number
     found = calibrate([table], machine, hardware="mine")
     found.write(tmp_path / "own.calibration.toml")
     again = load_machine(machine)
-    assert again.efficiency["tensor"] == rounded(found.values["efficiency.tensor"][1])
+    assert again.efficiency["tensor"] == rounded(found.values["efficiency.tensor"].after)
     assert again.overlap == load_machine("h100").overlap
     assert "apart from what its datasheet says" in (tmp_path / "own.calibration.toml").read_text()
     fact = again.facts["calibration.efficiency.tensor"]
@@ -302,7 +409,16 @@ def test_the_command_prints_errors_before_after_and_of_rows_left_out(
             ["table.csv", "--machine", "h100", "--hardware", "("],
             "hardware: got '(' (missing ), unterminated subpattern",
         ),
-        (["table.csv", "--machine", "h100"], "table.csv: got no usable row for 'p5', expected measurements of"),
+        (["table.csv", "--machine", "h100"], r"table.csv: got no usable row for \bp5\b, expected measurements of"),
+        (
+            ["empty.csv", "--machine", "h100"],
+            "empty.csv: got the columns none, expected one of op, kernel: name the col",
+        ),
+        (["latin.csv", "--machine", "h100"], "latin.csv: got 'utf-8' codec can't decode byte 0xe9 in position 0"),
+        (
+            ["table.csv", "--machine", "h100", "--smallest", "3 barrels"],
+            "argument --smallest: got '3 barrels', expected bytes such as 4096 or 1MiB, in B, kB, MB, GB",
+        ),
         (["bare.csv", "--machine", "h100"], "bare.csv: got the columns a, b, expected one of op, kernel: name the"),
     ],
 )
@@ -316,10 +432,20 @@ def test_a_wrong_request_is_one_line(
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "table.csv", [{"hardware": "mine", "op": "all_reduce", "time_us": 1}])
     (tmp_path / "bare.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "latin.csv").write_bytes(b"\xe9")
     assert main(["calibrate", *words]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"perfmodel: {message}")
     assert said.count("\n") == 1
+
+
+def test_the_smallest_collective_has_a_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write(tmp_path / "table.csv", made(own(tmp_path)))
+    words = ["calibrate", str(table), "--machine", str(tmp_path / "own.toml"), "--hardware", "mine", "--json"]
+    assert main([*words, "--smallest", "16MiB"]) == 0
+    skipped = json.loads(capsys.readouterr().out)["skipped"]
+    assert [left_out["reason"] for left_out in skipped] == [f"smaller than {2**24:g} B"] * 8
 
 
 def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:

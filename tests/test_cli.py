@@ -119,6 +119,14 @@ def test_the_layout_that_tune_prints_can_be_estimated(capsys: pytest.CaptureFixt
     assert estimate["step_time_s"] == best["estimate"]["step_time_s"]
 
 
+@pytest.mark.parametrize("chips", ["64", "128"])
+def test_a_job_may_leave_gpus_of_each_rack_idle(chips: str, capsys: pytest.CaptureFixture[str], tiny: str) -> None:
+    job = ("--machine", "gb200-nvl72", "--chips", chips, "--global-batch", "128")
+    best = document(capsys, "tune", tiny, *job, "--storage", "none")["best"]
+    estimate = document(capsys, "estimate", tiny, *job, "--layout", best["layout"])
+    assert estimate["step_time_s"] == best["estimate"]["step_time_s"]
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -300,7 +308,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "unknown key": (("estimate", "{tiny}", *ESTIMATE, "--layout", "tpp=4"), "got key 'tpp', expected one of"),
     "unknown axis": (("estimate", "{tiny}", *ESTIMATE, "--layout", "xp=4"), "got key 'xp', expected one of"),
-    "later axis": (("estimate", "{tiny}", *ESTIMATE, "--layout", "vpp=4"), "interleaved pipeline schedules is not in"),
+    "chunks of layers": (("estimate", "{tiny}", *ESTIMATE, "--layout", "pp=2,vpp=7"), "not divisible by pp\\*vpp"),
     "wrong product": (("estimate", "{tiny}", *ESTIMATE, "--layout", "dp=3,tp=2"), "multiply to 6, expected 16 ranks"),
     "too many ranks": (
         ("estimate", "{tiny}", *ESTIMATE, "--layout", "tp=32"),

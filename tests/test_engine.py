@@ -194,14 +194,27 @@ def test_short_rows_are_fetched_at_a_share_of_the_bandwidth(width: int, share: f
     assert slower == pytest.approx(1 / share)
 
 
-def test_a_causal_kernel_works_on_what_its_blocks_hold_beyond_the_mask() -> None:
+def test_a_query_of_attention_costs_more_than_the_keys_it_sees() -> None:
     graph = trace(load_program("llama3.2-1b", seq_len=2048))
     (kernel, *_) = [c for c in planned(graph).computes if c.label.startswith("perfmodel.attention")]
     assert {engine for engine, _ in kernel.flops} == {"attention"}
     evaluate = at(graph, mb=1, global_batch=8)
-    plain, blocked = (fake_machine(matrix=Matrix(mask_block=block)) for block in (0.0, 1024.0))
+    plain, blocked = (fake_machine(matrix=Matrix(query_keys=keys)) for keys in (0.0, 512.0))
     seconds = [float(kernel_seconds(kernel, evaluate, machine)["attention"]) for machine in (plain, blocked)]
     assert seconds[1] == pytest.approx(1.5 * seconds[0])
+
+
+@pytest.mark.parametrize(
+    ("static", "seen"), [({}, 512), ({"causal": True}, 256), ({"window": 64}, 64), ({"window": 64, "causal": True}, 60)]
+)
+def test_a_query_sees_what_mask_and_window_leave(static: dict[str, Any], seen: float) -> None:
+    body = lambda q, k, **_: jnp.einsum("bqhd,bkhd->bhqk", q, k)
+    kernel = jax.lax.composite(body, name="perfmodel.attention_scores")
+    axes = ("batch", "seq", "heads", None)
+    graph = traced(lambda q, k: kernel(q, k, **static), q=(spec(8, 512, 2, 4), axes), k=(spec(8, 512, 2, 4), axes))
+    (found,) = [c for c in planned(graph).computes if c.label.startswith("perfmodel.attention")]
+    assert found.keys is not None
+    assert at(graph, mb=8, global_batch=8).term(found.keys) == seen
 
 
 # -- limits -------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ FORMULAS: dict[str, Formula] = {
 }
 WIRE = {name: f for name, f in FORMULAS.items() if name.endswith("_seconds_per_byte")}
 STEPS = {name: f for name, f in FORMULAS.items() if name.endswith("_steps")}
-RING = {"s": 1.0, "k": 8.0}  # neighbours on a ring of eight
+RING = {"s": 1.0, "k": 8.0, "m": 2.0}  # neighbours on a ring of eight, two ranks in each member
 
 
 def call(formula: Formula, **symbols: Any) -> Any:
@@ -124,21 +124,23 @@ def test_large_groups_take_in_the_whole_buffer(name: str) -> None:
 @pytest.mark.parametrize("name", [*WIRE, *STEPS])
 def test_more_ranks_never_take_less_time(name: str) -> None:
     n = np.arange(1.0, 65.0)
-    assert np.all(np.diff(call(FORMULAS[name], n=n, b=1.0, s=1.0, k=64.0)) >= 0.0)
+    assert np.all(np.diff(call(FORMULAS[name], n=n, b=1.0, s=1.0, k=64.0, m=2.0)) >= 0.0)
 
 
 @given(
     rows=st.lists(
-        st.tuples(st.floats(1.0, 4096.0), st.floats(1.0, 64.0), st.integers(1, 64), st.floats(1e-3, 1e15)),
+        st.tuples(
+            *(st.floats(1.0, 4096.0), st.floats(1.0, 64.0), st.integers(1, 64), st.floats(1e-3, 1e15), st.just(8))
+        ),
         min_size=1,
         max_size=20,
     )
 )
-def test_an_element_of_an_array_is_the_scalar_to_the_last_bit(rows: list[tuple[float, float, int, float]]) -> None:
+def test_an_element_of_an_array_is_the_scalar_to_the_last_bit(rows: list[tuple[float, ...]]) -> None:
     columns = [np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)]
     for formula in FORMULAS.values():
-        together = call(formula, **dict(zip("nskb", columns, strict=True)))
-        one_by_one = [call(formula, **dict(zip("nskb", map(float, row), strict=True))) for row in rows]
+        together = call(formula, **dict(zip("nskbm", columns, strict=True)))
+        one_by_one = [call(formula, **dict(zip("nskbm", map(float, row), strict=True))) for row in rows]
         assert np.array_equal(np.broadcast_to(together, len(rows)), one_by_one)
 
 
@@ -146,7 +148,7 @@ def test_an_element_of_an_array_is_the_scalar_to_the_last_bit(rows: list[tuple[f
 def test_units_come_out_as_the_name_says(name: str) -> None:
     ureg: Any = pint.UnitRegistry()
     one = ureg.dimensionless
-    result = call(FORMULAS[name], n=4.0 * one, s=2.0 * one, k=8.0 * one, b=3.0 * ureg.byte / ureg.second)
+    result = call(FORMULAS[name], n=4.0 * one, s=2.0 * one, k=8.0 * one, m=2.0 * one, b=3.0 * ureg.byte / ureg.second)
     suffixes = {"_seconds_per_byte": "second / byte", "_steps": "dimensionless", "_bandwidth": "byte / second"}
     (expected,) = (unit for suffix, unit in suffixes.items() if name.endswith(suffix))
     assert str(result.units) == expected

@@ -66,6 +66,10 @@ def test_nothing_given_is_data_parallel() -> None:
         ("mb=16", "mb", 16),
         ("ep=2", "dp", 4),
         ("vpp=1,pp=2", "pp", 2),
+        ("vpp=4,pp=2", "vpp", 4),
+        ("vpp=4", "vpp", 1),
+        ("schedule=gpipe,pp=2", "schedule", "gpipe"),
+        ("schedule=gpipe", "schedule", "1f1b"),
         (" tp=2 , pp=2,", "tp", 2),
     ],
 )
@@ -76,13 +80,18 @@ def test_a_key_sets_its_field(notation: str, field: str, value: object) -> None:
 
 
 def test_read_keys_returns_only_what_was_given() -> None:
-    assert Layout.read_keys("tp=8,sp=0,ring=1,vpp=1") == {"tp": 8, "sp": False, "ring": True}
+    assert Layout.read_keys("tp=8,sp=0,ring=1,vpp=1") == {"tp": 8, "sp": False, "ring": True, "vpp": 1}
 
 
 @pytest.mark.parametrize(
     ("notation", "got", "expected", "to_do"),
     [
-        ("tq=8", "'tq'", "one of tp, cp, ep, fsdp, dp, pp, mb, zero, sp, ring, recompute", "correct or remove it"),
+        (
+            "tq=8",
+            "'tq'",
+            "one of tp, cp, ep, fsdp, dp, pp, vpp, mb, zero, sp, ring, recompute, schedule",
+            "correct or remove it",
+        ),
         ("tp=2,tp=4", "'tp' twice", "once", "remove one"),
         ("tp", "'tp'", "key=value", "write it as tp=8"),
         ("tp=", "'tp='", "key=value", "write it as tp=8"),
@@ -94,7 +103,7 @@ def test_read_keys_returns_only_what_was_given() -> None:
         ("zero=4", "zero=4", "0 to 3", "change zero"),
         ("sp=2", "sp=2", "0 to 1", "change sp"),
         ("recompute=foo", "recompute=foo", "one of none, selective, full", "choose"),
-        ("vpp=2", "vpp=2", "not in this release yet", "use vpp=1"),
+        ("schedule=dualpipe", "schedule=dualpipe", "one of 1f1b, gpipe, zb-h1", "choose"),
         ("tp=3", "3", "a divisor of 64 ranks", "change an axis"),
         ("tp=128", "128", "a divisor of 64 ranks", "change an axis"),
         ("dp=8,tp=4", "32", "64 ranks", "leave dp out"),

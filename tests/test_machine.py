@@ -8,7 +8,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -17,7 +17,7 @@ from typing import Any
 
 import pint
 import pytest
-from machines import fake_machine, tier
+from machines import fake_machine, raw_numbers, tier
 from programs import mlp_graph
 from rich.console import Console
 
@@ -52,6 +52,14 @@ BELOW = {
 }
 """What shipped machines extend, nearest first."""
 
+ALIKE = {
+    **dict.fromkeys(("h200", "b200", "gb200-nvl72", "mi300x"), ("h100",)),
+    **dict.fromkeys(("trn1", "trn1n", "trn3-gen1", "trn3-gen2"), ("trn2",)),
+    "inf2": ("trn1", "trn2"),
+    **dict.fromkeys(("tpu-v4", "tpu-v5e", "tpu-v5p", "tpu-v6e"), ("tpu-v7",)),
+}
+"""Machines that the calibrations of others take theirs, or tiers of it, to be like."""
+
 MACHINE = """
 name = "mine"
 title = "A machine with round numbers"
@@ -82,7 +90,7 @@ chip = { value = 300, unit = "W", kind = "datasheet", source = "a leaflet" }
 name = "board"
 kind = "torus"
 per = "chip"
-extents = { value = [2, 4], unit = "1", kind = "datasheet", source = "a leaflet" }
+extents = { value = [2, 8], unit = "1", kind = "datasheet", source = "a leaflet" }
 link = { value = 10, unit = "GB/s", kind = "datasheet", source = "a leaflet" }
 links = { value = 2, unit = "1", kind = "datasheet", source = "a leaflet" }
 latency = { value = 1, unit = "us", kind = "measured", source = "a clock" }
@@ -167,18 +175,6 @@ def complaint(source: str | Path) -> str:
     return message
 
 
-def raw_numbers(node: Any) -> Iterator[dict[str, Any]]:
-    """Every table with a value in a parsed file, checks aside."""
-    if isinstance(node, dict) and "value" in node:
-        yield node
-    elif isinstance(node, dict):
-        for key, below in node.items():
-            yield from raw_numbers(below) if key != "checks" else ()
-    elif isinstance(node, list):
-        for below in node:
-            yield from raw_numbers(below)
-
-
 # -- machines that ship -------------------------------------------------------------------------------------------
 
 
@@ -205,10 +201,12 @@ def test_every_fact_of_a_shipped_machine_stands_in_its_file_or_in_one_that_it_ex
     for number in raw_numbers(files[0]):
         assert Fact(**number) in facts
     stated = [Fact(**number) for data in files for number in raw_numbers(data)]
-    taken = {(str(fact.value), fact.unit) for fact in stated}
+    alike = [file for other in ALIKE.get(name, ()) for file in chain(other, folder / "calibrations")]
+    known = [Fact(**number) for data in (*files, *alike) for number in raw_numbers(data)]
+    taken = [(fact.value, fact.unit) for fact in known]
     strange = [fact for fact in facts if fact not in stated]
     assert all(fact.source.startswith("as ") and fact.kind == "assumed" for fact in strange)
-    assert all((str(fact.value), fact.unit) in taken for fact in strange)
+    assert all((fact.value, fact.unit) in taken for fact in strange)
 
 
 @pytest.mark.parametrize("name", ["h100", "trn2"])
@@ -227,6 +225,39 @@ def test_a_tier_is_like_one_that_the_calibration_has(tmp_path: Path) -> None:
     assert wire.algorithms == board.algorithms
     wrong = complaint(write(tmp_path, calibration=like.replace('like = "board"', 'like = "bored"')))
     assert "tiers.wire.like: got 'bored', expected one of board: mend the file" in wrong
+
+
+def test_a_calibration_like_another_takes_its_numbers_as_assumed(tmp_path: Path) -> None:
+    head = CALIBRATION[: CALIBRATION.index("[efficiency]")]
+    tiers = '[[tiers]]\nname = "board"\nlike = "h100: NVSwitch"\n[[tiers]]\nname = "wire"\nlike = "h100: EFA"\n'
+    own = '[efficiency]\ntensor = { value = 0.5, unit = "1", kind = "measured", source = "a clock" }\n'
+    machine = load_machine(write(tmp_path, calibration=f'like = "h100"\n{head}{own}{tiers}'))
+    assert machine.efficiency == {**load_machine("h100").efficiency, "tensor": 0.5}
+    fact = machine.facts["calibration.efficiency.memory"]
+    assert (fact.kind, fact.source) == ("assumed", "as h100")
+    assert machine.facts["calibration.efficiency.tensor"].kind == "measured"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_shipped_machine_is_priced_at_its_peaks(name: str) -> None:
+    machine = load_machine(name)
+    assert 0.3 < machine.efficiency["tensor"] <= 1.0
+    assert 0.3 < machine.efficiency["attention"] < 0.7
+    assert not any("not calibrated" in line for line in machine.assumptions)
+
+
+def test_a_tier_is_like_one_of_another_machine(tmp_path: Path) -> None:
+    like = CALIBRATION[: CALIBRATION.rindex("[[tiers]]")] + '[[tiers]]\nname = "wire"\nlike = "h100: EFA"\n'
+    machine = load_machine(write(tmp_path, calibration=like))
+    assert [a.latency for a in machine.tiers[1].algorithms] == [
+        a.latency for a in load_machine("h100").tiers[1].algorithms
+    ]
+    taken = [fact for path, fact in machine.facts.items() if path.startswith("calibration.tiers.wire.")]
+    assert {(fact.kind, fact.source) for fact in taken} == {("assumed", "as h100: EFA")}
+    wrong = complaint(write(tmp_path, calibration=like.replace("EFA", "IB")))
+    assert "tiers.wire.like: got 'IB', expected one of NVSwitch, EFA: mend the file" in wrong
+    wrong = complaint(write(tmp_path, calibration=like.replace("h100", "h1000")))
+    assert "got 'h1000', expected a machine with a calibration: mend extends or like" in wrong
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -424,16 +455,37 @@ def test_a_tier_that_the_calibration_leaves_out_is_ideal_and_named(tmp_path: Pat
 
 def test_shares_that_nobody_measured_are_said(tmp_path: Path) -> None:
     found = load_machine(write(tmp_path, calibration=CALIBRATION.replace('"measured"', '"assumed"')))
-    assert found.assumptions[-1].startswith("assumed, not measured: efficiency.tensor 0.9, ")
-    assert found.assumptions[-1].endswith("overlap.data 0.4")
+    *_, shares, fabric = found.assumptions
+    assert shares.startswith("assumed, not measured: efficiency.tensor 0.9, ")
+    assert shares.endswith("overlap.data 0.4")
+    assert fabric == "assumed of the fabric: all of board (a clock); all of wire (a clock)"
     sure = load_machine(write(tmp_path, calibration=CALIBRATION.replace('"assumed"', '"measured"')))
     assert sure.assumptions == ("as I say",)
+
+
+def test_what_nobody_measured_of_a_tier_is_said_in_one_phrase(tmp_path: Path) -> None:
+    guessed = '{ value = 0.1, unit = "1", kind = "assumed", source = "a guess" }'
+    board = changed(CALIBRATION, ALGORITHM, ALGORITHM.replace(ALGORITHM.splitlines()[-1], f"all_to_all = {guessed}"))
+    both = changed(
+        board,
+        'relay = { value = 10, unit = "GB/s", kind = "measured"',
+        'relay = { value = 10, unit = "GB/s", kind = "assumed"',
+    )
+    wire = both[: both.rindex("[[tiers]]")] + '[[tiers]]\nname = "wire"\nlike = "board"\n'
+    said = {
+        name: load_machine(write(tmp_path, calibration=text)).assumptions[-1]
+        for name, text in (("b", board), ("w", wire))
+    }
+    assert said == {
+        "b": "assumed of the fabric: all_to_all of board (a guess)",
+        "w": "assumed of the fabric: relay, all_to_all of board (a clock, a guess); all of wire (as board)",
+    }
 
 
 # -- faults -------------------------------------------------------------------------------------------------------
 
 MEMORY = 'memory = { value = 64, unit = "GiB", kind = "datasheet", source = "a leaflet" }'
-EXTENTS = "extents = { value = [2, 4]"
+EXTENTS = "extents = { value = [2, 8]"
 FAULTS = {
     "missing key": (MEMORY, "", "chip.memory", "got nothing, expected this key"),
     "extra key": (MEMORY, MEMORY + "\nmemoir = 3", "chip.memoir", "got 3, expected no such key"),
@@ -447,7 +499,7 @@ FAULTS = {
     "no memory": ("value = 64", "value = 0", "chip.memory.value", "got 0, expected a number greater"),
     "no ranks": ("value = 2,", "value = 0,", "chip.ranks.value", "got 0, expected a number greater"),
     "half ranks": ("value = 2,", "value = 2.5,", "chip.ranks.value", "got 2.5, expected a valid integer"),
-    "uneven ranks": ("value = 2,", "value = 3,", "chip.ranks.value", "got 3, expected a divisor of the 8 ranks"),
+    "uneven ranks": ("value = 2,", "value = 3,", "chip.ranks.value", "got 3, expected a divisor of the 16 ranks"),
     "no chips": ("value = 8,", "value = 0,", "instance.chips.value", "got 0, expected a number greater"),
     "wrong unit": ('"GiB"', '"GB/s"', "chip.memory.unit", "got 'GB/s', expected one of B, kB"),
     "unknown unit": ('"Gbit/s"', '"Mbaud"', "tiers.wire.link.unit", "got 'Mbaud', expected one of B/s"),
@@ -506,13 +558,13 @@ FAULTS = {
         EXTENTS,
         'shapes = { value = [[2]], unit = "1", kind = "datasheet", source = "a leaflet" }\n' + EXTENTS,
         "tiers.board.shapes.value",
-        "got [2], expected shapes that fit into [2, 4]",
+        "got [2], expected shapes that fit into [2, 8]",
     ),
     "slice beyond the whole": (
         EXTENTS,
         'shapes = { value = [[4, 2]], unit = "1", kind = "datasheet", source = "a leaflet" }\n' + EXTENTS,
         "tiers.board.shapes.value",
-        "got [4, 2], expected shapes that fit into [2, 4]",
+        "got [4, 2], expected shapes that fit into [2, 8]",
     ),
     "undersubscribed": (
         EXTENTS,
@@ -576,7 +628,7 @@ CALIBRATION_FAULTS = {
         '"ring"',
         '"star"',
         "tiers.board.algorithms.star.name",
-        "got 'star', expected 'mesh', ",
+        "got 'star', expected one of mesh, ",
     ),
     "falling curve": (
         "latency = { value = 2,",
@@ -675,6 +727,66 @@ def test_a_fabric_without_bounds_takes_any_number_of_chips() -> None:
         check_chips(machine, 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "chips", "extents"),
+    [
+        *(("gb200-nvl72", chips, 72) for chips in (1, 6, 35, 64, 71, 72, 144, 720)),
+        ("gb200-nvl72", 128, 64),  # of two racks
+        ("gb200-nvl72", 1024, 64),
+        ("gb200-nvl72", 111, 37),  # of three
+        ("h100", 6, 8),
+        ("h100", 12, 6),  # of two servers
+        ("h100", 28, 7),
+        ("trn3-gen1", 96, 48),
+    ],
+)
+def test_a_job_has_any_part_of_a_switch_or_as_much_of_each_of_the_fewest(name: str, chips: int, extents: int) -> None:
+    machine = load_machine(name)
+    part = slice_of(machine, check_chips(machine, chips))
+    assert part.tiers[-2].extents == (extents,)
+    assert slice_of(part, check_chips(part, chips)).tiers == part.tiers
+
+
+@pytest.mark.parametrize("chips", [9, 13, 17, 9 * 11])
+def test_less_than_half_of_each_server_would_be_more_servers_than_needed(chips: int) -> None:
+    with pytest.raises(MachineError, match=rf"chips: got {chips}, expected 1 to 8 or a multiple of any of 4 to 8 \("):
+        check_chips(load_machine("h100"), chips)
+
+
+def test_racks_of_servers_are_used_alike() -> None:
+    machine = load_machine("trn3-gen2")
+    extents = {
+        chips: [tier.extents[0] for tier in slice_of(machine, check_chips(machine, chips)).tiers[1:]]
+        for chips in (3, 72, 9, 78, 144, 128)
+    }
+    assert extents == {
+        3: [4, 18, 2, 0],
+        72: [4, 18, 2, 0],
+        9: [3, 18, 2, 0],  # three chips in each of three servers
+        78: [3, 13, 2, 0],  # of 26 servers, 13 in each of two racks
+        128: [4, 16, 2, 0],
+        144: [4, 18, 2, 0],
+    }
+    with pytest.raises(MachineError, match="chips: got 11, expected 1 to 4, 6, 8 to 10, 12, 14 to 16, 18, "):
+        check_chips(machine, 11)
+
+
+def test_chips_stay_whole_and_links_to_chips_left_out_are_idle() -> None:
+    pairs = fake_machine(ranks_per_chip=4, tiers=(tier(8), tier()))
+    assert [slice_of(pairs, 4 * chips).tiers[0].extents for chips in (1, 2, 3, 4)] == [(8,), (8,), (4,), (8,)]
+    full = fake_machine(tiers=(tier(8, kind="full", bandwidth=7.0), tier()))
+    part = slice_of(full, 12).tiers[0]
+    assert (part.extents, part.bandwidth) == ((6,), (5.0,))
+    seconds = [float(collective_seconds("all_gather", 1.0, 3, 1, machine)) for machine in (full, slice_of(full, 12))]
+    assert seconds[0] == seconds[1] == (3 - 1) / 3 / 2  # over the links to two others
+
+
+def test_a_torus_without_shapes_is_filled_one_dim_after_the_other() -> None:
+    machine = fake_machine(tiers=(tier(6, kind="torus", dims=2), tier()))
+    with pytest.raises(MachineError, match=r"chips: got 4, expected 1 to 3, 6, 12, 18, 36 or a multiple of 36 \("):
+        check_chips(machine, 4)
+
+
 def test_a_bounded_fabric_takes_no_more_chips_than_it_has() -> None:
     machine = fake_machine(tiers=(tier(2, kind="torus", dims=2),))
     assert check_chips(machine, 4) == 4
@@ -714,7 +826,9 @@ def test_a_job_gets_a_slice_of_a_torus_and_no_other_number_of_chips(name: str) -
 
 
 def test_of_slices_with_as_many_chips_a_job_gets_the_most_cubic_one(tmp_path: Path) -> None:
-    shapes = 'shapes = { value = [[1, 4], [2, 2], [2, 4]], unit = "1", kind = "datasheet", source = "a leaflet" }'
+    shapes = (
+        'shapes = { value = [[1, 4], [2, 2], [2, 4], [2, 8]], unit = "1", kind = "datasheet", source = "a leaflet" }'
+    )
     mine = load_machine(write(tmp_path, changed(MACHINE, EXTENTS, f"{shapes}\n{EXTENTS}")))
     assert [slice_of(mine, ranks).tiers[0].extents for ranks in (4, 8)] == [(2, 2), (2, 4)]
 
@@ -965,6 +1079,8 @@ def test_a_shipped_machine_with_the_calibration_of_another_says_so(name: str) ->
 
 # -- findings -----------------------------------------------------------------------------------------------------
 
+CURVE = '{ value = %s, unit = "B", kind = "measured", source = "a clock" }'
+
 FINDINGS = {
     "sum": (
         "equals = { value = 512",
@@ -1007,6 +1123,43 @@ FINDINGS = {
         'value = 10, unit = "TB/s"',
         "tiers.board.link: got 10.0 TB/s per rank, expected no more than its memory gives",
     ),
+    "instance in parts": (
+        "chips = { value = 8,",
+        "chips = { value = 16,",
+        "instance.chips.value: got 16, expected a divisor of the 8 chips that the bounded tiers hold",
+    ),
+    "chip in parts": (
+        "[2, 8]",
+        "[4, 4]",
+        "chip.ranks.value: got 2, expected what inner extents multiply to, one of 1, 4, 16: a tier cuts it",
+    ),
+    "shares of rows": (
+        "[chip.tensor]",
+        f"descriptors = {CURVE % '[[512, 0.5], [1024, 1.25]]'}\n[chip.tensor]",
+        "chip.descriptors.value: got 1.25, expected shares of at most 1",
+    ),
+    "never a ring": (
+        EXTENTS,
+        f'wrap = {{ value = 9, unit = "1", kind = "measured", source = "a look" }}\n{EXTENTS}',
+        "tiers.board.wrap.value: got 9, expected at most 8, or no dim is ever a ring",
+    ),
+    "nothing to fold": (
+        EXTENTS,
+        f"folded = true\n{EXTENTS}",
+        "tiers.board.folded: got true with extents [2, 8], expected a ring of 4",
+    ),
+    **{
+        f"{key} of a switch": (
+            'per = "rank"',
+            f'per = "rank"\n{key} = {value}',
+            f"tiers.wire.{key}: got it on a switch, expected it on a torus: leave it out",
+        )
+        for key, value in {
+            "wrap": '{ value = 4, unit = "1", kind = "measured", source = "a look" }',
+            "folded": "true",
+            "together": "true",
+        }.items()
+    },
     "price of no date": ('"2026-11"', '"lately"', "offers.list.date: got 'lately', expected the year"),
     "power of no confidence": (
         'unit = "W", kind = "datasheet"',
@@ -1048,6 +1201,16 @@ def test_a_machine_file_that_contradicts_itself_is_a_finding(case: str, tmp_path
 CALIBRATION_FINDINGS = {
     "efficiency": ("value = 0.7", "value = 1.7", "efficiency.memory: got 1.7, expected a share of at most 1"),
     "share": ("value = 0.25", "value = 25", "tiers.board.algorithms.ring.reduce_scatter: got 25, expected a share"),
+    "curve above 1": (
+        ALGORITHM,
+        f"{ALGORITHM}curve = {CURVE % '[[512, 0.6], [1024, 1.01]]'}\n",
+        "tiers.board.algorithms.ring.curve.value: got 1.01, expected shares of at most 1",
+    ),
+    "curve that falls": (
+        ALGORITHM,
+        f"{ALGORITHM}curve = {CURVE % '[[512, 0.5], [1024, 0.4], [2048, 0.6]]'}\n",
+        "tiers.board.algorithms.ring.curve.value: got 0.4 after 0.5, expected shares that do not fall as sizes rise",
+    ),
     "relay": (
         "value = 10,",
         "value = 11,",

@@ -356,7 +356,7 @@ def endless(on: Machine) -> Machine:
             bandwidth=(1e30,) * len(t.bandwidth),
             relay=1e30,
             latency=0.0,
-            algorithms=tuple(replace(a, latency=0.0, base=0.0, copy=0.0) for a in t.algorithms),
+            algorithms=tuple(replace(a, latency=0.0, inner=0.0, base=0.0, copy=0.0) for a in t.algorithms),
         )
         for t in on.tiers
     )

@@ -22,7 +22,7 @@ def test_public_names_are_these() -> None:
         *("Argument", "AxisNameError", "Calibration", "Estimate", "Graph", "Hints", "Layout", "LayoutError", "Machine"),
         *("MachineError", "Mesh", "ModelError", "PerfModelError", "Program", "StudyError", "TraceError"),
         *("Verification", "calibrate", "check_chips", "load_graph", "load_machine", "load_program", "named", "predict"),
-        *("propose", "trace", "verify"),
+        *("propose", "slice_of", "trace", "verify"),
     ]
     assert tuner.__all__ == ["Candidate", "Objective", "Result", "Space", "search"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -14,11 +15,12 @@ from machines import fake_machine
 from programs import L, mlp_graph, spec
 
 from perfmodel.graph import Factor, Graph
-from perfmodel.layout import Layout
-from perfmodel.machine import Machine, load_machine
+from perfmodel.layout import AXES, Layout
+from perfmodel.machine import Machine, check_chips, load_machine, slice_of
 from perfmodel.models import load_program, read_config
 from perfmodel.models.config import parse_config
 from perfmodel.models.training import train_program
+from perfmodel.place import place
 from perfmodel.predict import predict
 from perfmodel.rules import Constraint, constraints
 from perfmodel.shard import shard
@@ -122,6 +124,44 @@ def test_groups_must_have_a_size_that_the_runtime_supports(tp: int, allowed: boo
     assert broken(llama(), Layout(tp=tp, global_batch=G), machine) == (
         set() if allowed else {"group of tp not supported by fake"}
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "chips"),
+    [
+        *(("h100", 24), ("h100", 6), ("h100", 12), ("gb200-nvl72", 128), ("gb200-nvl72", 144), ("gb200-nvl72", 72)),
+        *(("mi300x", 24), ("inf2", 24), ("trn2", 48), ("trn3-gen2", 72), ("tpu-v5e", 768)),
+    ],
+)
+def test_groups_lie_evenly_on_the_fabric_where_a_walk_of_it_finds_no_gaps(name: str, chips: int) -> None:
+    machine = load_machine(name)
+    ranks = check_chips(machine, chips)
+    layouts = [replace(Layout(recompute="none"), **sizes) for sizes in factorisations(ranks, 60)]
+    astride = []
+    for layout in layouts:
+        found = predict(mlp(), layout, slice_of(machine, ranks)).violations
+        astride.append(any(found[rule] for rule in found if rule.startswith("groups astride the ")))
+    walked = [place(layout.mesh, machine).faults for layout in layouts]
+    assert astride == [any("expected them to divide" in fault for fault in faults) for faults in walked]
+
+
+def factorisations(ranks: int, count: int) -> Iterator[dict[str, Any]]:
+    """Sizes of axes that multiply to `ranks`, each prime factor on any of them."""
+    draw = np.random.default_rng(ranks)
+    for _ in range(count):
+        sizes, rest = dict.fromkeys(AXES, 1), ranks
+        while rest > 1:
+            prime = next(p for p in range(2, rest + 1) if rest % p == 0)
+            sizes[AXES[draw.integers(len(AXES))]] *= prime
+            rest //= prime
+        yield sizes
+
+
+def test_a_group_that_a_server_holds_a_part_of_names_the_server() -> None:
+    h100 = load_machine("h100")
+    assert broken(llama(), Layout(tp=4, dp=6, global_batch=6 * G), h100) == set()
+    apart = Layout(tp=4, fsdp=3, dp=2, zero=0, global_batch=6 * G)
+    assert broken(llama(), apart, h100) == {"groups astride the 8 ranks of NVSwitch"}
 
 
 def test_the_reason_for_too_little_memory_says_how_much_is_needed() -> None:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from machines import fake_machine
 
 from perfmodel.machine import Machine
-from perfmodel.price import Costs, Place
+from perfmodel.price import WEIGHTS, Costs, Place
 from perfmodel.schedule import CLASSES, PHASES, StepTime, exposed_seconds, step_time
 from perfmodel.stage import EVERY, FIRST, LAST, Stages
-from perfmodel.work import MESH
+from perfmodel.work import SYMBOLS
 
 Seconds = Mapping[Place, Any]
 
@@ -31,10 +31,17 @@ def once(part: str, stages: Stages = EVERY) -> Place:
 
 
 def timed(
-    compute: Seconds, communication: Seconds, *, M: Any = 1.0, pp: Any = 1.0, machine: Machine | None = None
+    compute: Seconds,
+    communication: Seconds,
+    *,
+    M: Any = 1.0,
+    machine: Machine | None = None,
+    schedule: str = "1f1b",
+    **sizes: Any,
 ) -> StepTime:
     costs = Costs(compute=compute, engine={}, communication=communication, collectives=(), model_flops=0.0)
-    return step_time(costs, {**dict.fromkeys(MESH, 1.0), "microbatch": M, "pp": pp}, machine or fake_machine())
+    at = {**dict.fromkeys(SYMBOLS, 1.0), "microbatch": M, **sizes}
+    return step_time(costs, at, machine or fake_machine(), schedule)
 
 
 # -- overlap ------------------------------------------------------------------------------------------------------
@@ -154,10 +161,24 @@ def test_sends_between_stages_delay_the_bubble_too() -> None:
 
 
 @pytest.mark.parametrize(("head", "slowest"), [(1.0, 4.0 + 3.0), (6.0, 4.0 + 6.0)])
-def test_the_slowest_stage_sets_the_pace(head: float, slowest: float) -> None:
+def test_the_slowest_stage_sets_the_pace_and_waits_for_what_a_microbatch_takes_on_the_others(
+    head: float, slowest: float
+) -> None:
     """Layers take 4 s on every stage, the embedding 3 s more on the first, the head on the last."""
     compute = {each("forward"): 4.0, each("forward", FIRST): 3.0, each("forward", LAST): head}
-    assert timed(compute, {}, M=5.0, pp=2.0).expected == (5 + 1) * slowest
+    ends = (4 + 3) + (4 + head)
+    assert timed(compute, {}, M=5.0, pp=2.0).expected == 4 * slowest + ends
+    assert timed(compute, {}, M=5.0, pp=6.0).expected == 4 * slowest + ends + 4 * 4
+
+
+def test_chunks_of_layers_cut_the_bubble_and_delayed_weights_fill_it() -> None:
+    compute = {each("forward"): 2.0, each("backward"): 3.0, each(WEIGHTS): 1.5}
+    found = {
+        (schedule, vpp): timed(compute, {}, M=8.0, pp=4.0, schedule=schedule, vpp=vpp).parts
+        for schedule, vpp in (("1f1b", 1.0), ("gpipe", 1.0), ("1f1b", 2.0), ("zb-h1", 1.0))
+    }
+    assert [parts["bubble"] for parts in found.values()] == [3 * 6.5, 3 * 6.5, 3 * 6.5 / 2, 3 * (2 + 3 - 1.5)]
+    assert all(parts["backward"] == 8 * (3 + 1.5) for parts in found.values())
 
 
 def test_a_single_stage_does_the_work_of_first_and_last() -> None:
@@ -168,7 +189,7 @@ def test_a_single_stage_does_the_work_of_first_and_last() -> None:
 def test_parts_are_those_of_the_slowest_stage() -> None:
     compute = {each("forward", FIRST): 3.0, each("backward", LAST): 5.0}
     parts = timed(compute, {once("data", LAST): 2.0}, M=1.0, pp=2.0).parts
-    assert (parts["forward"], parts["backward"], parts["data"], parts["bubble"]) == (0, 5, 2, 5)
+    assert (parts["forward"], parts["backward"], parts["data"], parts["bubble"]) == (0, 5, 2, 3)
 
 
 # -- any ----------------------------------------------------------------------------------------------------------
@@ -201,17 +222,17 @@ def test_bounds_enclose_the_time_and_parts_sum_to_it(
 def test_a_step_takes_at_least_its_longest_work_and_at_most_all_of_it_in_turn(
     compute: Seconds, traffic: Seconds, M: float, pp: float, overlap: dict[str, float]
 ) -> None:
-    def total(spent: Seconds, view: str) -> float:
+    def total(spent: Seconds, view: str, runs: float) -> float:
         here = {place: s for place, s in spent.items() if pp == 1 or not place.stages or view in place.stages}
-        return sum(float(s) * (M + pp - 1 if place.repeated else 1.0) for place, s in here.items())
+        return sum(float(s) * (runs if place.repeated else 1.0) for place, s in here.items())
 
-    def busy(spent: Seconds) -> float:
-        return max(total(spent, "first"), total(spent, "last"))
+    def busy(spent: Seconds, runs: float) -> float:
+        return max(total(spent, "first", runs), total(spent, "last", runs))
 
     time = timed(compute, traffic, M=M, pp=pp, machine=fake_machine(overlap=overlap))
     rounding = 1 + 1e-12
-    assert max(busy(compute), busy(traffic)) <= time.lower * rounding
-    assert time.upper <= (busy({**compute, **traffic})) * rounding
+    assert max(busy(compute, M), busy(traffic, M)) <= time.lower * rounding
+    assert time.upper <= (busy({**compute, **traffic}, M + pp - 1)) * rounding
 
 
 @given(

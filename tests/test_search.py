@@ -33,7 +33,7 @@ from tuner.study import SAMPLERS
 COMPLETE = optuna.trial.TrialState.COMPLETE
 RANKS, BATCH = 8, 16
 SPACE = Space(ranks=RANKS, global_batches=(BATCH,))
-TABLE: Table = SPACE.table()
+TABLE: Table = SPACE.table(layers=int(str(TINY["num_hidden_layers"])))
 
 
 @cache
@@ -147,14 +147,14 @@ def test_a_sampler_comes_near_the_exhaustive_optimum_and_never_beats_it(sampler:
     values = [float(candidate.estimate.tokens_per_s) for candidate in large().top]
     ratios, places = [], []
     for seed in range(1, 4):
-        result = search(graphs(), LARGE, narrow(), sampler=sampler, trials=50, seed=seed)
+        result = search(graphs(), LARGE, narrow(), sampler=sampler, trials=100, seed=seed)
         assert result.best is not None
         found = float(result.best.estimate.tokens_per_s)
         ratios.append(found / values[0])
         places.append(values.index(found) / len(values))
     assert max(ratios) <= 1.0
     assert sorted(ratios)[1] > 0.9
-    assert sorted(places)[1] < 0.05  # an even draw of 50 is at 0.02 on average
+    assert sorted(places)[1] < 0.05  # an even draw of 100 is at 0.01 on average
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))

@@ -18,7 +18,7 @@ from perfmodel.shard import shard
 from perfmodel.sharded import LocalLoop, LocalNode, Reshard, ShardedGraph
 from perfmodel.state import LOCAL
 from perfmodel.trace import Argument, Program, trace
-from perfmodel.work import MESH, MICROBATCH, PER_RANK, Evaluator
+from perfmodel.work import MICROBATCH, PER_RANK, SYMBOLS, Evaluator
 
 BF16, F32 = 2, 4
 
@@ -139,7 +139,7 @@ def test_loops_know_their_trips() -> None:
 
 def test_sizes_of_copies_are_those_of_the_traced_program_on_one_rank() -> None:
     sharded = shard(graph(), assignment(zero=3, sp=True))
-    evaluate = Evaluator({**dict.fromkeys(MESH, 1.0), PER_RANK: float(B), MICROBATCH: float(M)})
+    evaluate = Evaluator({**dict.fromkeys(SYMBOLS, 1.0), PER_RANK: float(B), MICROBATCH: float(M)})
     for copy in sharded.copies:
         assert evaluate.term(copy.bytes) == graph().bytes(copy.value)
 

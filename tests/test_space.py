@@ -126,3 +126,20 @@ def test_chunks_cover_each_table_in_order() -> None:
         assert np.size(layouts.tp) <= CHUNK
         seen[name] += np.column_stack([getattr(layouts, size) for size in SIZES]).tolist()
     assert seen == {name: rows.tolist() for name, (_, rows) in large.rows.items()}
+
+
+def test_virtual_stages_cut_the_layers_of_a_stage() -> None:
+    found = all_layouts(Space(ranks=4, global_batches=(8,)).table(layers=8))
+    assert len(found) == len(set(found))
+    chunks = {pp: {layout.vpp for layout in found if layout.pp == pp} for pp in (1, 2, 4)}
+    assert chunks == {1: {1}, 2: {1, 2, 4}, 4: {1, 2}}
+    given = all_layouts(Space(ranks=4, global_batches=(8,), fixed={"vpp": 2}).table(layers=8))
+    assert {(layout.pp > 1, layout.vpp) for layout in given} == {(False, 1), (True, 2)}
+
+
+def test_a_given_schedule_stands_where_there_are_stages() -> None:
+    found = all_layouts(Space(ranks=4, global_batches=(8,), fixed={"schedule": "zb-h1"}).table(layers=8))
+    assert {(layout.pp > 1, layout.schedule, layout.vpp) for layout in found} == {
+        (False, "1f1b", 1),
+        (True, "zb-h1", 1),
+    }

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from perfmodel.units import DIMENSIONS, format_bytes, format_count, format_seconds, to_si
+from perfmodel.units import DIMENSIONS, format_bytes, format_count, format_seconds, read_bytes, to_si
 
 KIB = 1024.0
 
@@ -110,3 +110,29 @@ def test_every_dimension_has_an_si_unit_and_no_unit_has_two_meanings() -> None:
 def test_a_unit_of_another_dimension_is_refused() -> None:
     with pytest.raises(KeyError):
         to_si(1.0, "GB", "bandwidth")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1MiB", KIB**2),
+        ("1.5 GB", 1.5e9),
+        ("4096", 4096.0),
+        ("16kB", 16e3),
+        ("8 b", 8.0),
+        ("1e6", 1e6),
+        (" 2 mib ", 2 * KIB**2),
+    ],
+)
+def test_a_size_is_read_with_its_unit_or_in_bytes(text: str, size: float) -> None:
+    assert read_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MiB", "-1", "1 barrel", "1 GB/s", "nan", "inf", "1e999", ".", "1.2.3", "1 GiB 2"]
+)
+def test_what_is_no_size_is_refused_with_the_units(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"got '.*', expected bytes such as 4096 or 1MiB, in B, kB, MB, GB, KiB, MiB, GiB"
+    ):
+        read_bytes(text)

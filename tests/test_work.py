@@ -27,7 +27,7 @@ from perfmodel.work import (
     symbols_of,
 )
 
-SIZES = dict(zip(SYMBOLS, (2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0, 23.0), strict=True))
+SIZES = dict(zip(SYMBOLS, (2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0, 23.0, 29.0), strict=True))
 """Primes, so that a wrong exponent shows."""
 
 exponents = st.tuples(*(st.integers(-2, 2) for _ in SYMBOLS))

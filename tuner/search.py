@@ -56,7 +56,7 @@ def search(
     """
     started = time.perf_counter()
     program = next(iter(graphs.values()))
-    table = space.table(program.size("experts"))
+    table = space.table(program.size("experts"), program.size("layers"))
     chooser = EXHAUSTIVE if sampler == EXHAUSTIVE else f"{sampler} seed {seed}"
     key = _digest(graphs, space, machine, objective, chooser)
     name = f"{program.name} on {machine.name}, {space.ranks} ranks, {sampler}, {objective.name}, {key}"

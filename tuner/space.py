@@ -2,7 +2,7 @@
 
 Structural choices (ZeRO stage, sequence parallelism, recompute policy) are few and listed; sizes are the rows of a
 table. A choice that changes nothing is made once: ZeRO needs fsdp or ep > 1, sequence parallelism tp > 1, a ring
-cp > 1.
+cp > 1, virtual stages and a pipeline schedule pp > 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ AXES = ("tp", "pp", "cp", "ep", "fsdp", "dp")
 DATA = ("ep", "fsdp", "dp")
 """Axes whose ranks share the batch."""
 
-SIZES = (*AXES, "mb", "global_batch")
+SIZES = (*AXES, "vpp", "mb", "global_batch")
 """Columns of a table of sizes, in the order in which a sampler chooses them."""
 
 POLICIES = ("full", "selective", "none")
@@ -31,8 +31,12 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "sp": (False, True),
     "ring": (False,),
     "recompute": POLICIES,
+    "schedule": ("1f1b",),
 }
-"""Values of structural choices that are tried where none is given."""
+"""Values of structural choices that are tried where none is given, what changes nothing first."""
+
+NEEDS = {"sp": "tp", "ring": "cp", "schedule": "pp"}
+"""Structural choices that change nothing where an axis has one rank."""
 
 CHUNK = 65_536
 """Layouts handed out in one array: enough that they have much in common, few enough to stay near the processor."""
@@ -51,14 +55,16 @@ class Space:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     policies: tuple[str, ...] = POLICIES
 
-    def table(self, experts: int = 1) -> Table:
-        """Every layout of a program with so many experts; raises LayoutError where the fixed keys leave none."""
+    def table(self, experts: int = 1, layers: int = 1) -> Table:
+        """Every layout of a program with so many experts and layers; raises LayoutError where the fixed keys leave
+        none.
+        """
         sizes = _factorizations(self.ranks, len(AXES))
         sizes = sizes[experts % sizes[:, AXES.index("ep")] == 0]
         found = {}
         for choices in product(*(self._options(key) for key in CHOICES)):
             structure = Layout(**dict(zip(CHOICES, choices, strict=True)))
-            rows = self._rows(structure, sizes)
+            rows = self._rows(structure, sizes, layers)
             if len(rows):
                 found[_name(structure)] = structure, rows[np.lexsort(rows.T[::-1])]
         if not found:
@@ -74,20 +80,36 @@ class Space:
         """Values of a structural choice; a given one stands beside what it is where it changes nothing."""
         if key == "recompute":
             return (self.fixed[key],) if key in self.fixed else self.policies
-        return tuple(sorted({CHOICES[key][0], self.fixed[key]})) if key in self.fixed else CHOICES[key]
+        return tuple(dict.fromkeys((CHOICES[key][0], self.fixed[key]))) if key in self.fixed else CHOICES[key]
 
-    def _rows(self, structure: Layout, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _rows(self, structure: Layout, sizes: NDArray[np.float64], layers: int) -> NDArray[np.float64]:
         columns = dict(zip(AXES, sizes.T, strict=True))
         keep = np.ones(len(sizes), dtype=np.bool_)
         for axis in AXES:
             keep &= columns[axis] == self.fixed.get(axis, columns[axis])
         keep &= (columns["fsdp"] * columns["ep"] > 1) == (structure.zero > 0)
-        for choice, axis in (("sp", "tp"), ("ring", "cp")):
-            chosen = getattr(structure, choice)
+        for choice, axis in NEEDS.items():
+            off = CHOICES[choice][0]
+            chosen = getattr(structure, choice) != off
             keep &= (columns[axis] > 1) | (not chosen)
-            if self.fixed.get(choice):
+            if self.fixed.get(choice, off) != off:
                 keep &= (columns[axis] > 1) == chosen
-        return np.concatenate([self._microbatched(sizes[keep], batch) for batch in self.global_batches])
+        staged = self._staged(sizes[keep], structure, layers)
+        return np.concatenate([self._microbatched(staged, batch) for batch in self.global_batches])
+
+    def _staged(self, sizes: NDArray[np.float64], structure: Layout, layers: int) -> NDArray[np.float64]:
+        """Rows of `sizes` with each number of virtual stages that the layers of a stage can be cut into."""
+        stages = sizes[:, AXES.index("pp")]
+        blocks = [np.empty((0, len(AXES) + 1))]
+        for pp in np.unique(stages):
+            share, rest = divmod(layers, int(pp))
+            cut = pp > 1 and not rest and structure.schedule == CHOICES["schedule"][0]
+            options = _divisors(share) if cut else [1]
+            if "vpp" in self.fixed:
+                options = [vpp for vpp in options if vpp == self.fixed["vpp"] or pp == 1]
+            rows = sizes[stages == pp]
+            blocks += [np.column_stack([rows, np.full(len(rows), vpp)]) for vpp in options]
+        return np.concatenate(blocks)
 
     def _microbatched(self, sizes: NDArray[np.float64], batch: int) -> NDArray[np.float64]:
         """Rows of `sizes` with each microbatch size that divides their share of the batch (1 where nothing does)."""
@@ -149,7 +171,8 @@ class Table:
 def _name(layout: Layout) -> str:
     """The structural choices of a layout."""
     ring = ",ring=1" if layout.ring else ""
-    return f"zero={layout.zero},sp={int(layout.sp)}{ring},recompute={layout.recompute}"
+    schedule = f",schedule={layout.schedule}" if layout.schedule != CHOICES["schedule"][0] else ""
+    return f"zero={layout.zero},sp={int(layout.sp)}{ring},recompute={layout.recompute}{schedule}"
 
 
 def _layouts(structure: Layout, rows: NDArray[np.float64]) -> Layout:

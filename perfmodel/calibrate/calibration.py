@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,11 @@ from perfmodel.catalog import calibration_text, read_calibration, read_machine
 from perfmodel.errors import MachineError
 from perfmodel.schema import MachineSpec
 from perfmodel.spec_file import parse_machine
+from perfmodel.units import format_bytes
 from perfmodel.work import Floats
+
+TOLD = float(np.log(2.0) / 1.645)
+"""Standard error of a logarithm below which a number is within a factor of two, with 90 % confidence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +36,21 @@ class Errors:
     rows: int
     median: float
     p90: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """A fitted number, in SI: before, after, standard error of its logarithm, and whether it lies on a bound."""
+
+    before: float
+    after: float
+    spread: float
+    bound: bool
+
+    @property
+    def told(self) -> bool:
+        """Whether the rows tell it, to within a factor of two with 90 % confidence, and no bound stopped it."""
+        return not self.bound and self.spread < TOLD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +68,16 @@ class Residuals:
 class Calibration:
     """What a fit found.
 
-    values:   path of each number that was fitted -> (before, after) in SI
+    values:   path of each number that was fitted -> what was found
     launches: source of kernel rows -> what its harness adds to each [s]
     errors:   kind of row -> (before, after, left out): errors with the numbers as they were, as fitted, and as fitted
               without the row's group
     data:     the calibration with the new numbers, `fitted` the parameters among them
+    options:  what decides which rows are fitted, as the file repeats it
     """
 
     machine: str
-    values: Mapping[str, tuple[float, float]]
+    values: Mapping[str, Value]
     launches: Mapping[str, float]
     errors: Mapping[str, tuple[Errors, Errors, Errors]]
     rows: Sequence[Row]
@@ -64,7 +85,7 @@ class Calibration:
     skipped: Sequence[Skipped]
     data: Data
     fitted: tuple[Parameter, ...]
-    tables: Sequence[str]
+    options: Mapping[str, Any]
     original: str | None
 
     def text(self) -> str:
@@ -73,12 +94,14 @@ class Calibration:
         return as_toml(
             self.original,
             self.data,
-            self.fitted,
+            {parameter: self.values[parameter.path].told for parameter in self.fitted},
             machine=self.machine,
-            date=date.today().isoformat(),
-            tables=", ".join(self.tables),
-            residuals=f"{left_out.rows} rows, left out in turn: median {100 * left_out.median:.0f} %, "
-            f"90th percentile {100 * left_out.p90:.0f} %",
+            fit={
+                "date": date.today().isoformat(),
+                **self.options,
+                "residuals": f"{left_out.rows} rows, left out in turn: median {100 * left_out.median:.0f} %, "
+                f"90th percentile {100 * left_out.p90:.0f} %",
+            },
         )
 
     def write(self, path: str | Path) -> None:
@@ -99,7 +122,8 @@ def calibrate(
 ) -> Calibration:
     """Fit the calibration of a machine to the rows of tables (CSV).
 
-    hardware:  regular expression for the tables' column of that name; the machine's instance without one
+    hardware:  regular expression for the tables' column of that name; the machine's instance, as a word of its own,
+               without one
     smallest:  collectives of fewer bytes are left out [B]
     leave_out: rows that are predicted together without having been seen: those of a "point" (a size of a collective on
                a group, a shape of a kernel), of a number of "ranks", of a "kind" of collective, of a "source"
@@ -108,13 +132,13 @@ def calibrate(
     """
     where, data = read_machine(machine)
     spec = parse_machine(data, where)
-    wanted = hardware or spec.instance.name.partition(".")[0]
+    wanted = hardware or rf"\b{re.escape(spec.instance.name.partition('.')[0])}\b"
     rows, skipped = _rows(tables, wanted, smallest)
     if leave_out not in GROUPS:
         raise MachineError(f"leave out: got {leave_out!r}, expected one of {', '.join(GROUPS)}: choose one")
     if not rows:
         raise MachineError(
-            f"{', '.join(map(str, tables))}: got no usable row for {wanted!r}, expected measurements of {spec.title}: "
+            f"{', '.join(map(str, tables))}: got no usable row for {wanted}, expected measurements of {spec.title}: "
             f"choose rows with --hardware"
         )
     found = read_calibration(machine)
@@ -129,7 +153,13 @@ def calibrate(
         skipped=skipped,
         data=parts.data,
         fitted=parts.fitted,
-        tables=[Path(table).name for table in tables],
+        options={
+            "data": ", ".join(Path(table).name for table in tables),
+            "hardware": wanted,
+            "smallest": smallest,
+            "leave_out": leave_out,
+            **_range([row.what for row in rows if isinstance(row.what, Collective)]),
+        },
         original=calibration_text(machine),
     )
 
@@ -146,12 +176,21 @@ def _rows(tables: Sequence[str | Path], hardware: str, smallest: float) -> tuple
     return large, skipped
 
 
+def _range(collectives: Sequence[Collective]) -> dict[str, str]:
+    """Within which groups and sizes the collectives lie, in words, where there are any."""
+    if not collectives:
+        return {}
+    ranks, sizes = [c.ranks for c in collectives], [c.bytes for c in collectives]
+    small, large = format_bytes(min(sizes)), format_bytes(max(sizes))
+    return {"range": f"collectives of {min(ranks)} to {max(ranks)} ranks, {small} to {large}"}
+
+
 class _Parts(NamedTuple):
     """What the fits of collectives and of kernels found together."""
 
     data: Data
     fitted: tuple[Parameter, ...]
-    values: Mapping[str, tuple[float, float]]
+    values: Mapping[str, Value]
     launches: Mapping[str, float]
     residuals: Residuals
 
@@ -159,7 +198,7 @@ class _Parts(NamedTuple):
 def _fitted(spec: MachineSpec, start: Data, rows: Sequence[Row], group: Callable[[Row], str]) -> _Parts:
     """Collectives and kernels share no parameter, so each are fitted by themselves."""
     data, fitted = start, list[Parameter]()
-    values, launches = dict[str, tuple[float, float]](), dict[str, float]()
+    values, launches = dict[str, Value](), dict[str, float]()
     residuals = {name: np.full(len(rows), np.nan) for name in ("before", "after", "held_out")}
     for collectives in (True, False):
         chosen = [i for i, row in enumerate(rows) if isinstance(row.what, Collective) is collectives]
@@ -168,10 +207,14 @@ def _fitted(spec: MachineSpec, start: Data, rows: Sequence[Row], group: Callable
         part = [rows[i] for i in chosen]
         problem = Problem(spec, start, part)
         groups = [group(row) for row in part]
-        result = fit(problem.residuals, problem.start, problem.neutral, problem.lower, problem.upper, groups)
+        limits = problem.start, problem.neutral, problem.lower, problem.upper
+        result = fit(problem.residuals, *limits, groups, problem.completed)
         found = [rounded(value) for value in np.exp(result.logs)]
         count = len(problem.parameters)
-        values |= {p.path: (p.start, x) for p, x in zip(problem.parameters, found, strict=False)}
+        values |= {
+            p.path: Value(before=p.start, after=x, spread=float(s), bound=bool(b))
+            for p, x, s, b in zip(problem.parameters, found, result.spread, result.bound, strict=False)
+        }
         launches |= dict(zip(problem.sources, found[count:], strict=True))
         data = with_values(data, problem.parameters, found[:count])
         fitted += problem.parameters

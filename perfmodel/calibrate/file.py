@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import tomlkit
 
-from perfmodel.calibrate.parameters import Data, Parameter, parent, rounded
+from perfmodel.calibrate.parameters import Data, Parameter, holder, parent, rounded
+
+TELLS, GUESSES = "fit above", "fit above, which tells it only with others or stopped at its bound"
+"""Sources of a number that rows tell, and of one that others could stand in for."""
 
 
 def as_toml(
     original: str | None,
     data: Data,
-    fitted: tuple[Parameter, ...],
+    fitted: Mapping[Parameter, bool],
     *,
     machine: str,
-    date: str,
-    tables: str,
-    residuals: str,
+    fit: Mapping[str, Any],
 ) -> str:
     """The text of a calibration file.
 
-    original: the file that the fit started from, or None where there was none
-    date, tables, residuals: what `fit` in the file says of the fit
+    original: the file that the fit started from, or None where there was none; where it leaves a fitted number to
+              another one that it is like, all are written out
+    fitted:   what was fitted, and whether the rows tell it; notes beside it were of another value, and go
+    fit:      what the file says of the fit
     """
     document = tomlkit.parse(original) if original else _document(data)
+    if not all(_states(document, parameter) for parameter in fitted):
+        document = _document(data)
     document["machine"] = machine
-    document["fit"] = {"date": date, "data": tables, "residuals": residuals}
+    document["fit"] = dict(fit)
     for parameter in fitted:
         source, key = parent(data, parameter)
         target, _ = parent(document, parameter)
         target[key] = rounded(source[key])
-        number = _number(document, parameter)
-        number["kind"], number["source"] = "measured", "fit above"
+        number = holder(document, parameter.keys)
+        known = any(tells and holder(document, other.keys) is number for other, tells in fitted.items())
+        number["kind"], number["source"] = ("measured", TELLS) if known else ("assumed", GUESSES)
+        number.pop("note", None)
     return tomlkit.dumps(document)
 
 
-def _number(document: Any, parameter: Parameter) -> Any:
-    """The table of a number: what holds its value, or the curve that it is a point of."""
-    keys = parameter.keys[: parameter.keys.index("value")]
-    for key in keys:
-        document = document[key]
-    return document
+def _states(document: Any, parameter: Parameter) -> bool:
+    """Whether a file says a number itself, rather than being like another one there."""
+    try:
+        place, key = parent(document, parameter)
+        place[key]
+    except (KeyError, IndexError):
+        return False
+    return True
 
 
 def _document(data: Data) -> tomlkit.TOMLDocument:

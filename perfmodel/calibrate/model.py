@@ -104,5 +104,5 @@ def _attention(dtype: str) -> Demand:
     return Demand(
         flops={("attention", dtype): amount([Term(0.5 * 4.0).times((M, N, K, BATCH))])},
         bytes=amount([Term(4.0 * BYTES[dtype]).times((M, K, BATCH))]),
-        keys=Term(1.0).times((N,)),
+        keys=Term(0.5).times((N,)),
     )

@@ -13,24 +13,27 @@ from perfmodel.units import UNITS
 
 Data: TypeAlias = dict[str, Any]
 
-ENGINES = ("tensor", "attention", "vector", "memory", "fill", "operands", "mask_block")
+TIMES = ("latency", "inner", "base")
+ENGINES = ("tensor", "attention", "vector", "memory", "fill", "operands", "query_keys")
 BOUNDS: Mapping[str, tuple[float, float]] = {
     "latency": (1e-8, 1e-3),
+    "inner": (1e-8, 1e-3),
     "base": (1e-7, 1e-2),
     "copies": (1e-2, 20.0),
     "fill": (1e-2, 100.0),
     "operands": (1e-1, 500.0),
-    "mask_block": (1.0, 65536.0),
+    "query_keys": (1.0, 65536.0),
 }
 """Last part of a path -> bounds of the number there, in SI; everything else is a share of a peak."""
 
 NEUTRAL: Mapping[str, float] = {
     "latency": 5e-6,
+    "inner": 2e-6,
     "base": 1e-5,
     "copies": 1.0,
     "fill": 1.0,
     "operands": 10.0,
-    "mask_block": 1024.0,
+    "query_keys": 512.0,
     "attention": 0.5,
 }
 """Last part of a path -> what one would guess there before any measurement, in SI; everything else is `GUESS`."""
@@ -56,11 +59,15 @@ class Parameter:
 
 
 def parameters(data: Data) -> list[Parameter]:
-    """Efficiencies and collective constants of a calibration."""
+    """Efficiencies and collective constants of a calibration; what a datasheet says is not fitted, nor is the last
+    point of a curve, which the others are shares of.
+    """
     found = []
     for path, keys, value, unit in _numbers(data):
+        if holder(data, keys)["kind"] == "datasheet":
+            continue
         name = path.rpartition(".")[2]
-        scale = UNITS[unit] if name in ("latency", "base") else 1.0
+        scale = UNITS[unit] if name in TIMES else 1.0
         low, high = CURVE if ".curve." in path else BOUNDS.get(name, SHARE)
         found.append(
             Parameter(
@@ -87,14 +94,13 @@ def _numbers(data: Data) -> Iterator[tuple[str, tuple[str | int, ...], float, st
         for j, algorithm in enumerate(tier["algorithms"]):
             where = f"tiers.{tier['name']}.algorithms.{algorithm['name']}"
             keys = ("tiers", i, "algorithms", j)
-            for name in ("latency", "base", "copies", "all_gather", "reduce_scatter", "all_reduce", "all_to_all"):
+            for name in (*TIMES, "copies", "all_gather", "reduce_scatter", "all_reduce", "all_to_all"):
                 if name in algorithm:
                     number = algorithm[name]
                     yield f"{where}.{name}", (*keys, name, "value"), float(number["value"]), number["unit"]
             curve = algorithm.get("curve", {}).get("value", ())
-            for p, (at, (_, share)) in enumerate(zip(point_paths(f"{where}.curve", curve), curve, strict=True)):
-                if share < 1.0:
-                    yield at, (*keys, "curve", "value", p, 1), float(share), "1"
+            for p, (at, (_, share)) in enumerate(zip(point_paths(f"{where}.curve", curve), curve[:-1], strict=False)):
+                yield at, (*keys, "curve", "value", p, 1), float(share), "1"
 
 
 def with_values(data: Data, found: Sequence[Parameter], values: Sequence[float]) -> Data:
@@ -112,6 +118,13 @@ def parent(data: Any, parameter: Parameter) -> tuple[Any, str | int]:
     for place in places:
         data = data[place]
     return data, last
+
+
+def holder(data: Any, keys: Sequence[str | int]) -> Any:
+    """The table of a number: what holds its value, or the curve that it is a point of."""
+    for key in keys[: keys.index("value")]:
+        data = data[key]
+    return data
 
 
 def rounded(value: float) -> float:

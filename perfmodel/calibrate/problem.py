@@ -1,4 +1,4 @@
-"""Measured rows and a calibration as a least-squares problem: residuals, starts and bounds of what the rows depend on."""
+"""Measured rows and a calibration as a least-squares problem: residuals, starts and bounds of what rows depend on."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Problem:
     def __init__(self, spec: MachineSpec, start: Data, rows: Sequence[Row]) -> None:
         self._machine = variations(spec, parse_calibration(start, "calibration", spec, inherited=True))
         self._predicted = predictor(rows)
+        self._rows = rows
         self._measured = np.log([row.seconds for row in rows])
         self.sources = sorted({row.source for row in rows if not isinstance(row.what, Collective)})
         middle = np.sqrt(LAUNCH[0] * LAUNCH[1])
@@ -43,6 +44,16 @@ class Problem:
         base = self.residuals(start, rows)
         moved = (start - 0.1 * (np.arange(len(start)) == i) for i in range(len(self.parameters)))
         return [i for i, logs in enumerate(moved) if np.max(np.abs(self.residuals(logs, rows) - base)) > MOVED]
+
+    def completed(self, logs: Floats, seen: Sequence[int]) -> Floats:
+        """With the launches of harnesses of which no row was seen as those of the others are, their median."""
+        count = len(self.parameters)
+        harnesses = {self._rows[i].source for i in seen}
+        known = [source in harnesses for source in self.sources]
+        if all(known) or not any(known):
+            return logs
+        launches = np.where(known, logs[count:], np.median(logs[count:][known]))
+        return np.concatenate([logs[:count], launches])
 
     def residuals(self, logs: Floats, which: Sequence[int]) -> Floats:
         """Of the rows at given positions, shape (rows,)."""

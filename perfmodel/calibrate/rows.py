@@ -8,6 +8,7 @@ one text such as `1024x4096x4096` or `B4 q_len 4096 heads GQA 80/8 head_dim 128`
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,13 @@ COLLECTIVES = {
     "permute": "permute",
     "send_recv": "permute",
 }
+SURPLUS = "surplus"
+"""Key of the cells of a row beyond the columns."""
+
+SIZE = (1, 10**9)
+BOUNDS: Mapping[str, tuple[float, float]] = {"time": (1e-3, 10**12), "bytes": (1, 10**15)}
+"""Least and most that is taken for a measurement, in the table's units; everything else is a whole number of `SIZE`."""
+
 DTYPES = {"bf16": "bf16", "fp16": "f16", "f16": "f16", "fp32": "f32", "f32": "f32", "fp8": "f8", "fp8 e5m2": "f8"}
 UNUSABLE = {
     "SUSPECT": "the table's note calls it suspect",
@@ -134,8 +142,8 @@ def _pattern(hardware: str) -> re.Pattern[str]:
 
 def _cells(path: str | Path) -> Iterator[tuple[str, Cells]]:
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            table = csv.DictReader(file)
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file, restkey=SURPLUS, restval="")
             columns = table.fieldnames or ()
             for name in ("op", "time", "hardware"):
                 if not set(COLUMNS[name]) & set(columns):
@@ -143,8 +151,8 @@ def _cells(path: str | Path) -> Iterator[tuple[str, Cells]]:
                         f"{path}: got the columns {', '.join(columns) or 'none'}, expected one of "
                         f"{', '.join(COLUMNS[name])}: name the column"
                     )
-            for i, cells in enumerate(table, start=2):
-                yield cells.get("id") or f"line {i}", {key: value or "" for key, value in cells.items() if key}
+            for cells in table:
+                yield cells.get("id") or f"line {table.line_num}", cells
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MachineError(f"{path}: got {_why(error)}, expected a table (CSV): check the path") from None
 
@@ -154,20 +162,31 @@ def _why(error: Exception) -> str:
 
 
 def _get(cells: Cells, name: str) -> str:
-    return next((cells[column] for column in COLUMNS[name] if cells.get(column)), "")
+    return cells.get(_column(cells, name), "")
 
 
-def _number(cells: Cells, name: str, default: float | None = None) -> float:
-    text = _get(cells, name)
-    if not text and default is not None:
-        return default
+def _column(cells: Cells, name: str) -> str:
+    """The column that says something of `name`, or else the first that might."""
+    columns = COLUMNS.get(name, (name,))
+    return next((column for column in columns if cells.get(column)), columns[0])
+
+
+def _number(cells: Cells, name: str) -> float:
+    """A number within its `BOUNDS`."""
+    column, (least, most) = _column(cells, name), BOUNDS.get(name, SIZE)
+    kind = "a number" if name in BOUNDS else "a whole number"
+    text = cells.get(column, "").strip()
     try:
         number = float(text)
     except ValueError:
-        raise _UnusableError(f"no {name}") from None
-    if number <= 0:
-        raise _UnusableError(f"{name} is {text}")
+        number = math.nan
+    if not least <= number <= most or (name not in BOUNDS and number % 1):
+        raise _UnusableError(f"{column}: got {text or 'nothing'}, expected {kind} from {least:g} to {most:g}")
     return number
+
+
+def _whole(cells: Cells, name: str) -> int:
+    return int(_number(cells, name))
 
 
 UNTUNED = ("ladder", "generated", "without NKI", "baseline")
@@ -177,6 +196,8 @@ UNTUNED = ("ladder", "generated", "without NKI", "baseline")
 def _row(name: str, cells: Cells, wanted: re.Pattern[str]) -> Row:
     if not wanted.search(_get(cells, "hardware")):
         raise _UnusableError("other hardware")
+    if surplus := cells.get(SURPLUS):
+        raise _UnusableError(f"row: got {', '.join(surplus)} beyond the last column, expected a cell for each column")
     if cells.get("exclude"):
         raise _UnusableError(cells["exclude"])
     notes = cells.get("notes", "")
@@ -213,11 +234,30 @@ def _harness(cells: Cells, op: str, what: Collective | Gemm | Attention) -> str:
 
 
 def _collective(cells: Cells, kind: str) -> Collective:
-    ranks = int(_number(cells, "ranks"))
-    nodes = _number(cells, "nodes", default=0.0) or max(1.0, ranks / _number(cells, "per_node", default=float(ranks)))
-    if nodes > 1 and ranks == nodes:
+    ranks, nodes = _whole(cells, "ranks"), _nodes(cells)
+    if ranks == 1:
+        raise _UnusableError(
+            f"{_column(cells, 'ranks')}: got 1, expected at least 2 ranks, that have something to send"
+        )
+    if ranks % nodes:
+        expected = f"a divisor of the {ranks} ranks: as many on each server"
+        raise _UnusableError(f"{_column(cells, 'nodes')}: got {nodes}, expected {expected}")
+    if ranks == nodes:
         raise _UnusableError("one rank of each server, alone on links that all groups of a step would share")
-    return Collective(kind=kind, ranks=ranks, nodes=int(nodes), bytes=_number(cells, "bytes"))
+    return Collective(kind=kind, ranks=ranks, nodes=nodes, bytes=_number(cells, "bytes"))
+
+
+def _nodes(cells: Cells) -> int:
+    """Servers of a group: as the table says, or as many as its ranks fill."""
+    if _get(cells, "nodes"):
+        return _whole(cells, "nodes")
+    if not _get(cells, "per_node"):
+        return 1
+    ranks, each = _whole(cells, "ranks"), _whole(cells, "per_node")
+    if ranks > each and ranks % each:
+        expected = f"a divisor of the {ranks} ranks: as many on each server"
+        raise _UnusableError(f"{_column(cells, 'per_node')}: got {each}, expected {expected}")
+    return max(ranks // each, 1)
 
 
 def _dtype(cells: Cells) -> str:
@@ -227,37 +267,40 @@ def _dtype(cells: Cells) -> str:
     return DTYPES[text]
 
 
-NUMBERS = re.compile(r"(\d+)\s*x\s*(\d+)\s*x\s*(\d+)")
-LETTERS = {name: re.compile(rf"\b{name}\s*=?\s*(\d+)", re.IGNORECASE) for name in "mkn"}
+MATMUL = re.compile(r"(?P<m>\d+)\s*x\s*(?P<k>\d+)\s*x\s*(?P<n>\d+)")
+"""M x K x N: rows of the result, the contraction, columns of the result."""
+
+LETTERS = {name: re.compile(rf"\b{name}\s*=?\s*(?P<{name}>\d+)", re.IGNORECASE) for name in "mkn"}
+ATTENTION = re.compile(
+    r"B(?P<batch>\d+) (?:q_len )?(?P<seq>\d+) .*?(?P<heads>\d+)/\d+ (?:head_dim |d)(?P<head_dim>\d+)"
+)
 
 
 def _gemm(cells: Cells) -> Gemm:
-    if all(cells.get(name) for name in "mnk"):
-        m, n, k = (int(float(cells[name])) for name in "mnk")
-        return Gemm(dtype=_dtype(cells), m=m, n=n, k=k)
     shape = cells.get("shape", "")
-    if found := NUMBERS.match(shape):
-        m, k, n = map(int, found.groups())
-        return Gemm(dtype=_dtype(cells), m=m, n=n, k=k)
-    parts = {name: pattern.search(shape) for name, pattern in LETTERS.items()}
-    if all(parts.values()):
-        m, k, n = (int(found.group(1)) for found in parts.values() if found)
-        return Gemm(dtype=_dtype(cells), m=m, n=n, k=k)
-    raise _UnusableError(f"no sizes of a matmul in {shape!r}")
+    if not any(cells.get(name) for name in "mnk"):
+        parts = [MATMUL.match(shape)] if MATMUL.match(shape) else [letter.search(shape) for letter in LETTERS.values()]
+        if not all(parts):
+            raise _UnusableError(f"no sizes of a matmul in {shape!r}")
+        cells = {**cells, **{name: text for found in parts if found for name, text in found.groupdict().items()}}
+    m, n, k = (_whole(cells, name) for name in "mnk")
+    return Gemm(dtype=_dtype(cells), m=m, n=n, k=k)
 
 
 def _attention(cells: Cells, op: str) -> Attention:
+    """A kernel whose sizes stand in columns of their own is in bf16 where no column says otherwise."""
     if cells.get("seq"):
-        if cells.get("direction", "forward") not in ("", "forward") or cells.get("causal") not in ("1", "1.0", "true"):
+        causal = cells.get("causal", "").strip().lower() in ("1", "1.0", "true")
+        if cells.get("direction", "forward") not in ("", "forward") or not causal:
             raise _UnusableError("not a forward pass of causal attention")
-        sizes = (int(float(cells[name] or 1)) for name in ("batch", "seq", "heads", "head_dim"))
-        batch, seq, heads, head_dim = sizes
-        return Attention(dtype="bf16", batch=batch, seq=seq, heads=heads, head_dim=head_dim)
-    shape = cells.get("shape", "")
-    if "causal" not in f"{op} {shape}" or "without NKI" in op or "decode" in op:
-        raise _UnusableError(f"no causal attention kernel: {op}, {shape}")
-    found = re.search(r"B(\d+) (?:q_len )?(\d+) .*?(\d+)/\d+ (?:head_dim |d)(\d+)", shape)
-    if not found:
-        raise _UnusableError(f"no sizes of attention in {shape!r}")
-    batch, seq, heads, head_dim = map(int, found.groups())
+        cells = {**cells, "dtype": cells.get("dtype") or "bf16"}
+    else:
+        shape = cells.get("shape", "")
+        if "causal" not in f"{op} {shape}" or "without NKI" in op or "decode" in op:
+            raise _UnusableError(f"no causal attention kernel: {op}, {shape}")
+        found = ATTENTION.search(shape)
+        if not found:
+            raise _UnusableError(f"no sizes of attention in {shape!r}")
+        cells = {**cells, **found.groupdict()}
+    batch, seq, heads, head_dim = (_whole(cells, name) for name in ("batch", "seq", "heads", "head_dim"))
     return Attention(dtype=_dtype(cells), batch=batch, seq=seq, heads=heads, head_dim=head_dim)

@@ -27,7 +27,7 @@ def uncalibrated(spec: MachineSpec) -> Data:
         }
 
     engines = {name: number(0.8) for name in ("tensor", "vector", "memory")}
-    shapes = {name: number(x) for name, x in (("fill", 2.0), ("operands", 20.0), ("mask_block", 512.0))}
+    shapes = {name: number(x) for name, x in (("fill", 2.0), ("operands", 20.0), ("query_keys", 256.0))}
     dtypes = {"f8": number(0.7)} if "f8" in spec.chip.tensor else {}
     overlap = {name: number(0.0) for name in ("tensor", "context", "expert", "pipeline")}
     behind = {name: number(0.5) for name in ("fsdp", "data")}

@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--hardware", metavar="REGEX", help="rows whose hardware matches (default: the machine's instance)"
     )
     parser.add_argument(
-        "--smallest", type="count", default=1, metavar="BYTES", help="collectives of fewer bytes are left out"
+        "--smallest", type="size", default=0.0, metavar="SIZE", help="collectives of less are left out, as in 1MiB"
     )
     parser.add_argument(
         "--leave-out",

@@ -21,6 +21,7 @@ from perfmodel import __version__
 from perfmodel.cli.options import SHARED
 from perfmodel.cli.output import Output, OutputError, complain, silence, write
 from perfmodel.errors import PerfModelError
+from perfmodel.units import read_bytes
 
 SUCCESS, NO, WRONG, FAULT, INTERRUPTED = 0, 1, 2, 3, 130
 LARGEST = 2**31
@@ -118,6 +119,14 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number such as 1.25") from None
 
 
+def size(text: str) -> float:
+    """Bytes, with a unit or without: arguments of `type="size"`."""
+    try:
+        return read_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _commands() -> Mapping[str, Command]:
     """Every command by name, in the order in which help lists them."""
     homes = dict(OWN) | {entry.name: entry.value for entry in metadata.entry_points(group="perfmodel.commands")}
@@ -139,6 +148,7 @@ def _parser(commands: Mapping[str, Command]) -> Parser:
         own.register("type", "count", count)
         own.register("type", "counts", counts)
         own.register("type", "number", number)
+        own.register("type", "size", size)
         for group in getattr(command, "TAKES", ()):
             SHARED[group](own)
         command.configure(own)

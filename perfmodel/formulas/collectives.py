@@ -1,10 +1,10 @@
 """Time of collectives on rings, tori and switches, in the field's alpha-beta form.
 
-Symbols: n ranks in the group; V bytes of the full buffer on a rank (all-gather: its output, reduce-scatter: its
-input, all-reduce and all-to-all: the buffer, permute: the message); b bandwidth of one rank in one direction [B/s];
-a latency of a step [s]. On a ring: k ranks in all, s places from a rank of the group to the next. Each function
-returns the wire time per byte of V [s/B], a number of steps [1] or a bandwidth [B/s], and broadcasts over its
-arguments. At n = 1 times and steps are 0 by their formula.
+Symbols: n ranks in the group, or members of m ranks each for algorithms that go through those as well; V bytes of the
+full buffer on a rank (all-gather: its output, reduce-scatter: its input, others: the buffer, permute:
+the message); b bandwidth of one rank in one direction [B/s]; a latency of a step [s]. On a ring: k ranks in all, s
+places from a rank of the group to the next. Each function returns the wire time per byte of V [s/B], a number of steps
+[1] or a bandwidth [B/s], and broadcasts over its arguments. At n = 1 times and steps are 0 by their formula.
 """
 
 from __future__ import annotations
@@ -36,6 +36,24 @@ def mesh_steps(n: Number) -> Number:
     Source: Neuron docs, intra-node collectives (mesh).
     """
     return np.minimum(n - 1.0, 1.0)
+
+
+def flat_ring_inner_steps(n: Number, m: Number) -> Number:
+    """Steps inside the n members of a group, of one ring through all m ranks of each: n (m - 1) [1].
+
+    Source: NCCL, src/graph/tuning.cc, latency of rings.
+    """
+    return n * (m - 1.0) * np.minimum(n - 1.0, 1.0)
+
+
+def pairwise_steps(n: Number, m: Number) -> Number:
+    """Messages of a rank to the m ranks of each other member, one after the other: m (n - 1) [1]."""
+    return m * (n - 1.0)
+
+
+def pairwise_inner_steps(n: Number, m: Number) -> Number:
+    """Messages of a rank to the others inside its own member: m - 1 [1]."""
+    return (m - 1.0) * np.minimum(n - 1.0, 1.0)
 
 
 def gather_seconds_per_byte(n: Number, b: Number) -> Number:

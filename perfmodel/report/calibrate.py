@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from rich.console import RenderableType
 
-from perfmodel.calibrate.calibration import Calibration, Errors
+from perfmodel.calibrate.calibration import TOLD, Calibration, Errors, Value
 from perfmodel.report.layout import table
 from perfmodel.units import format_seconds
 
-TIMES = ("latency", "base")
+TIMES = ("latency", "inner", "base")
 
 
 def calibrate_report(found: Calibration) -> Iterator[RenderableType]:
@@ -28,9 +29,12 @@ def calibrate_report(found: Calibration) -> Iterator[RenderableType]:
         title=f"Absolute error of {found.machine}, in sample and of rows left out",
     )
     yield table(
-        ("number", ">before", ">fitted"),
-        [(path, _value(path, before), _value(path, after)) for path, (before, after) in found.values.items()],
-        title="Numbers that the rows tell",
+        ("number", ">before", ">fitted", ">within", ""),
+        [
+            (path, _value(path, v.before), _value(path, v.after), _spread(v), _doubt(v))
+            for path, v in found.values.items()
+        ],
+        title=f"Numbers fitted to rows of {', '.join(dict.fromkeys(row.hardware for row in found.rows))}",
     )
     if found.launches:
         yield table(
@@ -43,6 +47,15 @@ def calibrate_report(found: Calibration) -> Iterator[RenderableType]:
         yield table(
             ("rows left out because", ">rows"), [(reason, str(count)) for reason, count in reasons.most_common()]
         )
+
+
+def _spread(value: Value) -> str:
+    """By what factor a number may be off, with 90 % confidence."""
+    return "-" if value.bound or value.spread >= 2.0 * TOLD else f"x {np.exp(1.645 * value.spread):.2f}"
+
+
+def _doubt(value: Value) -> str:
+    return "at its bound" if value.bound else "" if value.told else "told only with others"
 
 
 def _percent(share: float) -> str:
@@ -62,7 +75,8 @@ def calibrate_json(found: Calibration) -> dict[str, Any]:
             kind: {name: _errors(errors) for name, errors in zip(("before", "after", "left_out"), three, strict=True)}
             for kind, three in found.errors.items()
         },
-        "values": {path: {"before": before, "after": after} for path, (before, after) in found.values.items()},
+        "values": {path: {**asdict(value), "told": value.told} for path, value in found.values.items()},
+        "hardware": list(dict.fromkeys(row.hardware for row in found.rows)),
         "launches_s": dict(found.launches),
         "rows": [
             {"id": row.id, "measured_s": row.seconds, "error": float(np.expm1(a)), "error_left_out": _finite(o)}

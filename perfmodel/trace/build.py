@@ -123,7 +123,7 @@ class _Finisher:
 
     def work(self, raw: RawWork, index: _Indices) -> Work:
         over = index.spread(raw.over)
-        return Work(engine=raw.engine, flops=raw.flops, dtype=raw.dtype, over=over, share=raw.share)
+        return Work(engine=raw.engine, flops=raw.flops, dtype=raw.dtype, over=over, share=raw.share, band=raw.band)
 
     def phase(self, raw: RawNode) -> str:
         return phase_of(raw.scope) if self.training else "forward"

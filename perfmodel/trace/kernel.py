@@ -50,8 +50,8 @@ def kernel_op(
     else:
         raw = _stated(outer, body, name, operands, results, stated_rule(rule, before, after, where))
     if name.startswith(ATTENTION):
-        counted, share = _executed(op, where, before)
-        raw.work = [replace(work, flops=work.flops * counted, share=share) for work in raw.work]
+        band, share = _executed(op, where, before)
+        raw.work = [replace(work, flops=work.flops * band, share=share, band=band) for work in raw.work]
     return raw
 
 

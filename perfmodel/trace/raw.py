@@ -17,6 +17,7 @@ class RawWork:
     dtype: str
     over: tuple[int, ...]
     share: float = 1.0
+    band: float = 1.0
 
 
 @dataclass(slots=True, kw_only=True)

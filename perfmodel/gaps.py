@@ -1,0 +1,51 @@
+"""What of a machine's behaviour nobody measured, in words that every estimate repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from perfmodel.schema import CalibrationSpec, MachineSpec, Number, numbers
+
+
+def gaps(spec: MachineSpec, calibration: CalibrationSpec | None, *, wanted: bool = True) -> tuple[str, ...]:
+    """What lacks a measurement; `wanted` is whether a calibration was looked for."""
+    if calibration is None:
+        state = "is not calibrated" if wanted else "is taken without its calibration"
+        return (f"{spec.name} {state}: a pure roofline, no overlap",)
+    known = {tier.name for tier in calibration.tiers}
+    taken = [f"{spec.name} is priced with the calibration of {calibration.machine}"]
+    ideal = (
+        f"tier {tier.name} of {spec.name} is not calibrated: collectives reach its full bandwidth"
+        for tier in spec.tiers
+        if tier.name not in known
+    )
+    guesses = [
+        f"{path} {number.value:g}"
+        for path, number in numbers(calibration)
+        if number.kind == "assumed" and path.startswith(("efficiency.", "overlap."))
+    ]
+    tiers = [*_of_tiers(spec, calibration)]
+    return (
+        *(taken if calibration.machine != spec.name else ()),
+        *ideal,
+        *([f"assumed, not measured: {', '.join(guesses)}"] if guesses else []),
+        *([f"fitted to {calibration.fit.range}: others are extrapolated"] if calibration.fit.range else []),
+        *([f"assumed of the fabric: {'; '.join(tiers)}"] if tiers else []),
+    )
+
+
+def _of_tiers(spec: MachineSpec, calibration: CalibrationSpec) -> Iterator[str]:
+    """For each tier of the machine with assumed numbers: which, and where they were taken from."""
+    for tier in spec.tiers:
+        prefix = f"tiers.{tier.name}."
+        of_tier = [(path, number) for path, number in numbers(calibration) if path.startswith(prefix)]
+        assumed = [(path, number) for path, number in of_tier if number.kind == "assumed"]
+        if assumed:
+            names = "all" if len(assumed) == len(of_tier) else ", ".join(_names(assumed))
+            yield f"{names} of {tier.name} ({', '.join(dict.fromkeys(number.source for _, number in assumed))})"
+
+
+def _names(found: Sequence[tuple[str, Number[Any]]]) -> list[str]:
+    """What numbers are called, whichever algorithm they are of."""
+    return list(dict.fromkeys(path.rpartition(".")[2] for path, _ in found))
