@@ -172,7 +172,7 @@ def test_a_row_is_read_by_its_columns_or_from_the_text_of_its_shape(
 def test_a_row_that_is_left_out_says_why(cells: Mapping[str, object], reason: str, tmp_path: Path) -> None:
     row = {"hardware": "this", "op": "all_reduce", "group_size": 8, "size_bytes": 9, "time_us": 7, **cells}
     rows, (skipped,) = read_rows(write(tmp_path / "t.csv", [row]), "this")
-    assert (rows, skipped.id, skipped.reason) == ([], "line 2", reason)
+    assert (rows, skipped.id, skipped.reason) == ([], "t.csv:2", reason)
 
 
 def test_a_row_with_more_cells_than_columns_is_left_out(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_row_with_more_cells_than_columns_is_left_out(tmp_path: Path) -> None:
     )
     (row,), (skipped,) = read_rows(table, "it")
     assert skipped.reason == "row: got 4096 beyond the last column, expected a cell for each column"
-    assert (skipped.id, row.id) == ("line 2", "line 4")
+    assert (skipped.id, row.id) == ("t.csv:2", "t.csv:4")
 
 
 def test_a_table_that_a_spreadsheet_wrote_may_begin_with_a_mark(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_rows_of_a_machine_are_those_of_its_instance_and_the_file_says_which() -
     said = [written["fit"][key] for key in ("hardware", "smallest", "leave_out")]
     assert said == [r"\btrn1\b", 2.0**20, "point"]
     fitted = [number for number in raw_numbers(written) if number["source"].startswith("fit above")]
-    assert written["fit"]["range"].startswith("collectives of 8 to ")
+    assert written["fit"]["range"].startswith("collectives of 2 to 32 ranks")
     assert {number["kind"] for number in fitted} == {"measured", "assumed"}
     assert not any("note" in number for number in fitted)
 

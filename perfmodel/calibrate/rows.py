@@ -152,7 +152,7 @@ def _cells(path: str | Path) -> Iterator[tuple[str, Cells]]:
                         f"{', '.join(COLUMNS[name])}: name the column"
                     )
             for cells in table:
-                yield cells.get("id") or f"line {table.line_num}", cells
+                yield cells.get("id") or f"{Path(path).name}:{table.line_num}", cells
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MachineError(f"{path}: got {_why(error)}, expected a table (CSV): check the path") from None
 
