@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from perfmodel.predict import predict
     from perfmodel.propose import propose
     from perfmodel.trace import Argument, Hints, Program, named, trace
+    from perfmodel.validate import Validation, validate
     from perfmodel.verify import Verification, verify
 
 __version__ = "0.1.0"
@@ -55,6 +56,7 @@ _HOMES = {
     "Program": "trace",
     "StudyError": "errors",
     "TraceError": "errors",
+    "Validation": "validate",
     "Verification": "verify",
     "calibrate": "calibrate",
     "check_chips": "machine",
@@ -65,6 +67,7 @@ _HOMES = {
     "predict": "predict",
     "propose": "propose",
     "trace": "trace",
+    "validate": "validate",
     "verify": "verify",
 }
 
@@ -85,6 +88,7 @@ __all__ = [
     "Program",
     "StudyError",
     "TraceError",
+    "Validation",
     "Verification",
     "calibrate",
     "check_chips",
@@ -95,6 +99,7 @@ __all__ = [
     "predict",
     "propose",
     "trace",
+    "validate",
     "verify",
 ]
 
