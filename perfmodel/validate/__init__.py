@@ -178,8 +178,7 @@ def _predicted(cases: Sequence[Case]) -> tuple[list[Prediction], list[Skipped]]:
         graph = _graph(cases[0])
     except PerfModelError as error:
         return [], [Skipped(row=case.row, reason=str(error)) for case in cases]
-    # one after the other by structure, since what is known of one is kept for a few only
-    for case in sorted(cases, key=lambda c: (c.layout.zero, c.layout.sp)):
+    for case in cases:
         try:
             predictions.append(_prediction(case, graph))
         except (RowError, PerfModelError) as error:
