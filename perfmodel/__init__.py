@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from perfmodel.predict import predict
     from perfmodel.propose import propose
     from perfmodel.trace import Argument, Hints, Program, named, trace
+    from perfmodel.validate import Validation, validate
     from perfmodel.verify import Verification, verify
 
 __version__ = "0.1.0"
@@ -55,6 +56,7 @@ _HOMES = {
     "Program": "trace",
     "StudyError": "errors",
     "TraceError": "errors",
+    "Validation": "validate",
     "Verification": "verify",
     "calibrate": "calibrate.calibration",
     "check_chips": "machine",
@@ -66,6 +68,7 @@ _HOMES = {
     "propose": "propose",
     "slice_of": "machine",
     "trace": "trace",
+    "validate": "validate",
     "verify": "verify",
 }
 
@@ -86,6 +89,7 @@ __all__ = [
     "Program",
     "StudyError",
     "TraceError",
+    "Validation",
     "Verification",
     "calibrate",
     "check_chips",
@@ -97,6 +101,7 @@ __all__ = [
     "propose",
     "slice_of",
     "trace",
+    "validate",
     "verify",
 ]
 

@@ -21,8 +21,8 @@ def test_public_names_are_these() -> None:
     assert perfmodel.__all__ == [
         *("Argument", "AxisNameError", "Calibration", "Estimate", "Graph", "Hints", "Layout", "LayoutError", "Machine"),
         *("MachineError", "Mesh", "ModelError", "PerfModelError", "Program", "StudyError", "TraceError"),
-        *("Verification", "calibrate", "check_chips", "load_graph", "load_machine", "load_program", "named", "predict"),
-        *("propose", "slice_of", "trace", "verify"),
+        *("Validation", "Verification", "calibrate", "check_chips", "load_graph", "load_machine", "load_program"),
+        *("named", "predict", "propose", "slice_of", "trace", "validate", "verify"),
     ]
     assert tuner.__all__ == ["Candidate", "Objective", "Result", "Space", "search"]
 

@@ -31,10 +31,11 @@ OWN = {
     "estimate": "perfmodel.cli.estimate",
     "verify": "perfmodel.cli.verify",
     "calibrate": "perfmodel.cli.calibrate",
+    "validate": "perfmodel.cli.validate",
     "hardware": "perfmodel.cli.hardware",
 }
-ORDER = ("trace", "estimate", "tune", "verify", "calibrate", "hardware")
-PLANNED = ("simulate", "compare", "validate", "measure")
+ORDER = ("trace", "estimate", "tune", "verify", "calibrate", "validate", "hardware")
+PLANNED = ("simulate", "compare", "measure")
 
 
 class Command(Protocol):
