@@ -91,7 +91,7 @@ class _Sharder:
             out.append(LocalOp(op=op, operands=operands, results=tuple(results), axes=axes))
         if op.reducer != "add":  # a maximum over ranks can't be carried along like a sum
             for copy in results:
-                copies.obtain(copies.table[copy].value, State(copies.table[copy].state.dims), site)
+                copies.obtain(copies.table[copy].value, State(copies.table[copy].state.dims, passing), site)
 
     def moves(self, op: Op) -> bool:
         """Whether the program itself has the ranks of a `shard_map` exchange values: they do so with constants too."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
 from perfmodel.trace.ops import CHLO_ELEMENTWISE, CHLO_FREE, Shape
-from perfmodel.trace.stablehlo import Rule
+from perfmodel.trace.stablehlo import Rule, read_rule
 
 Dims = tuple[tuple[int, ...], ...]
 
@@ -57,6 +58,18 @@ def slice_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Sha
     if "update" not in op.name:
         return Rule(large, (whole, *((),) * (len(operands) - 1)), (part,), blocked=cut)
     return Rule(large, (whole, part, *((),) * (len(operands) - 2)), (whole,), blocked=cut)
+
+
+def part_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
+    """`slice`: dims that it cuts must be whole; but if all slices of a value keep half of it at most, they are sums
+    over these dims, of what each rank has of them: adding up half of a value moves as much as gathering it.
+    """
+    rule = read_rule(op) or identity_rule(operands, results)
+    kept = sum(math.prod(use.owner.result.type.shape) for use in op.operands[0].uses if use.owner.name == op.name)
+    if 2 * kept > math.prod(operands[0]):
+        return rule
+    cut = {i for dim in rule.operands[0] for i in dim}.intersection(rule.blocked)
+    return replace(rule, reduced=tuple(cut), blocked=tuple(i for i in rule.blocked if i not in cut))
 
 
 def scatter_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
@@ -176,6 +189,7 @@ OWN_RULES: Mapping[str, Callable[[ir.Operation, tuple[Shape, ...], tuple[Shape, 
     "stablehlo.dynamic_slice": slice_rule,
     "stablehlo.dynamic_update_slice": slice_rule,
     "stablehlo.scatter": scatter_rule,
+    "stablehlo.slice": part_rule,
     "chlo.top_k": top_k_rule,
     "chlo.ragged_dot": ragged_dot_rule,
     "stablehlo.sort": sort_rule,
