@@ -138,6 +138,28 @@ def test_a_first_token_is_summed_from_the_rank_that_has_it() -> None:
     assert {each.of for each in found.differences if each.name == SLICED} == {"Shardy"}
 
 
+def test_convolutions_gather_images_that_are_split_along_their_height() -> None:
+    """For the gradient of the kernel too, which sums over the height."""
+    batch, height, channels = 4, 16, 8
+
+    def loss(w: Any, x: Any) -> Any:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jnp.sum(jnp.tanh(lax.conv_general_dilated(jnp.tanh(x), w, (1, 1), "SAME", dimension_numbers=numbers)))
+
+    kernel = jax.ShapeDtypeStruct((3, 3, channels, channels), "float32")
+    images = jax.ShapeDtypeStruct((batch, height, height, channels), "float32")
+    arguments = (
+        Argument(name="w", role="parameters", tree=kernel, axes=(None,) * 4),
+        Argument(name="x", role="batch", tree=images, axes=("batch", "seq", None, None)),
+    )
+    layout = Layout(cp=4, mb=batch, global_batch=batch, zero=0)
+    found = verify(Program(name="convolution", fn=jax.grad(loss), arguments=arguments), layout, xla=True)
+    assert found.ok
+    assert {(row.compiler, row.kind, row.derived_bytes) for row in found.rows if row.compared} == {
+        (compiler, "all_gather", 2 * 4 * batch * height**2 * channels) for compiler in ("Shardy", "XLA")
+    }
+
+
 # -- what is refused ----------------------------------------------------------------------------------------------
 
 

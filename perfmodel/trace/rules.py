@@ -72,6 +72,18 @@ def part_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shap
     return replace(rule, reduced=tuple(cut), blocked=tuple(i for i in rule.blocked if i not in cut))
 
 
+def convolution_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
+    """Dims along which a window slides must be whole, also where the gradient of weights sums over them: in its part
+    alone, no rank has all that its windows reach.
+    """
+    rule = read_rule(op) or identity_rule(operands, results)
+    numbers = stablehlo.ConvDimensionNumbers(op.attributes["dimension_numbers"])
+    spatial = zip(numbers.input_spatial_dimensions, numbers.output_spatial_dimensions, strict=True)
+    slid = {i for before, after in spatial if results[0][after] > 1 for i in rule.operands[0][before]}
+    reduced = tuple(i for i in rule.reduced if i not in slid)
+    return replace(rule, reduced=reduced, blocked=tuple(sorted(slid.union(rule.blocked))))
+
+
 def scatter_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
     """Window dims and batching dims are shared; the scattered-over dims of the updates are summed."""
     numbers = stablehlo.ScatterDimensionNumbers(op.attributes["scatter_dimension_numbers"])
@@ -184,6 +196,7 @@ OWN_RULES: Mapping[str, Callable[[ir.Operation, tuple[Shape, ...], tuple[Shape, 
     **{f"chlo.{name}": elementwise_rule for name in (*CHLO_ELEMENTWISE.split(), *CHLO_FREE.split())},
     "chlo.constant": source_rule,
     "stablehlo.constant": source_rule,
+    "stablehlo.convolution": convolution_rule,
     "stablehlo.rng": drawn_rule,
     "stablehlo.iota": source_rule,
     "stablehlo.dynamic_slice": slice_rule,
