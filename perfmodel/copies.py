@@ -66,6 +66,12 @@ class Copies:
         start = min(copies, key=lambda copy: (_distance(self.table[copy].state, state), -copy))
         return self._convert(start, state, site)
 
+    def move(self, value: int, state: State, site: Site) -> int:
+        """A copy of what the program itself moves there: it is not made anew, even if it could be."""
+        if value in self._lazy or self.is_free(value):
+            return self._convert(self.obtain(value, self._place.resting_state(value), site), state, site)
+        return self.obtain(value, state, site)
+
     # -- what is at hand ------------------------------------------------------------------------------------------
 
     def state(self, value: int) -> State:

@@ -89,7 +89,8 @@ class Op:
     blocked:      local indices that cannot be sharded here
     stepped:      local indices that the enclosing loop's counter walks over
     linear:       operands through which a partial sum may pass unreduced
-    reducer:      what sums them; a sum of "add" may wait, one of "psum" (which the program writes) is reduced at once
+    reducer:      what sums them; a sum of "add" may wait, one of "psum" (which the program writes, or which puts a
+                  slice together) is reduced at once
     tied:         (follower, leader) local indices: the follower lies wherever the leader lies
     pinned:       (local index, mesh axes): where the program itself says that the index lies
     """

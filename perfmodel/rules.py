@@ -16,6 +16,7 @@ from perfmodel.graph import Graph
 from perfmodel.layout import Layout
 from perfmodel.machine import Machine
 from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, ShardedGraph
+from perfmodel.state import Axes
 from perfmodel.topology import places, unsupported_group
 from perfmodel.units import GIB
 from perfmodel.work import MESH, MICROBATCH, RESIZABLE, TP, VIRTUAL, Identity, Number
@@ -42,30 +43,30 @@ class Constraint:
 
 def constraints(sharded: ShardedGraph) -> tuple[Constraint, ...]:
     """Every divisibility that the shardings of values and ops ask for."""
-    factors = sharded.graph.factors
     found: dict[Constraint, None] = {}
-
-    def need(factor: int, axes: Sequence[str]) -> None:
-        entry = factors[factor]
+    for factor, axes in dict.fromkeys(chain(_computed(sharded.nodes), _held(sharded))):
+        entry = sharded.graph.factors[factor]
         if axes and not entry.bound and entry.name not in (*RESIZABLE, *PADDED):
             name = entry.name or entry.origin or "index of size"
-            found[Constraint(name=name, size=entry.size, axes=tuple(axes))] = None
-
-    def visit(nodes: Sequence[LocalNode]) -> None:
-        for node in nodes:
-            if isinstance(node, LocalLoop):
-                need(node.loop.trip, node.axes)
-                visit(node.body)
-            elif isinstance(node, LocalOp):
-                for factor, axes in zip(node.op.local, node.axes, strict=True):
-                    need(factor, axes)
-
-    visit(sharded.nodes)
-    for copy in sharded.copies:
-        for dim, dim_axes in zip(sharded.graph.values[copy.value].dims, copy.state.dims, strict=True):
-            for factor, axes in zip(dim, dim_axes, strict=True):
-                need(factor, axes)
+            found[Constraint(name=name, size=entry.size, axes=axes)] = None
     return tuple(found)
+
+
+def _computed(nodes: Sequence[LocalNode]) -> Iterator[tuple[int, Axes]]:
+    """Factors that ops and loops range over, and the axes over which they do."""
+    for node in nodes:
+        if isinstance(node, LocalLoop):
+            yield node.loop.trip, node.axes
+            yield from _computed(node.body)
+        elif isinstance(node, LocalOp):
+            yield from zip(node.op.local, node.axes, strict=True)
+
+
+def _held(sharded: ShardedGraph) -> Iterator[tuple[int, Axes]]:
+    """Factors of copies, and the axes over which they lie."""
+    for copy in sharded.copies:
+        for dim, axes in zip(sharded.graph.values[copy.value].dims, copy.state.dims, strict=True):
+            yield from zip(dim, axes, strict=True)
 
 
 def violations(

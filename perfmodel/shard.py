@@ -64,7 +64,8 @@ class _Sharder:
 
     def op(self, op: Op, out: list[LocalNode]) -> None:
         copies = self.copies
-        free = all(map(copies.is_free, op.operands))
+        moves = self.moves(op)
+        free = not moves and all(map(copies.is_free, op.operands))
         if op.kind == "broadcast_in_dim" and not free and self.place.expands(op):
             copies.postpone(op)
             return
@@ -72,8 +73,9 @@ class _Sharder:
         passing = frozenset() if free else self.agreement.passing(op, states, copies)
         axes = self.agreement.axes(op, states, passing, copies)
         site = Site(nodes=out, phase=op.phase, source=op.source, ring=frozenset() if free else self.ring(op, axes))
+        obtain = copies.move if moves else copies.obtain
         operands = tuple(
-            copies.obtain(value, State(sharding(dims, axes), partial), site)
+            obtain(value, State(sharding(dims, axes), partial), site)
             for value, dims, partial in zip(op.operands, op.operand_dims, _carried_in(op, states, passing), strict=True)
         )
         results = []
@@ -89,7 +91,12 @@ class _Sharder:
             out.append(LocalOp(op=op, operands=operands, results=tuple(results), axes=axes))
         if op.reducer != "add":  # a maximum over ranks can't be carried along like a sum
             for copy in results:
-                copies.obtain(copies.table[copy].value, State(copies.table[copy].state.dims), site)
+                copies.obtain(copies.table[copy].value, State(copies.table[copy].state.dims, passing), site)
+
+    def moves(self, op: Op) -> bool:
+        """Whether the program itself has the ranks of a `shard_map` exchange values: they do so with constants too."""
+        crossed = (*op.blocked, *op.summed[0]) if op.kind == "reshape" else ()
+        return op.kind == "collective_permute" or any(self.graph.factors[op.local[i]].bound for i in crossed)
 
     def states(self, op: Op) -> list[State]:
         """The states of an op's operands; what is added to a pending sum is taken where the sum can be scattered."""

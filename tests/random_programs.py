@@ -123,6 +123,8 @@ def _apply(step: Step, operands: Sequence[Any], dims: Sequence[Dims], sizes: Siz
         return x.reshape(tuple(sizes[d] for d in step.dims))
     if step.kind == "roll":
         return jnp.concatenate([x, x], axis=how)[(slice(None),) * how + (slice(1, 1 + x.shape[how]),)]
+    if step.kind == "part":
+        return x[(slice(None),) * how[0] + (slice(*how[1:]),)]
     if step.kind == "pad":
         return jnp.pad(x, [(1, 0) if d == how else (0, 0) for d in range(x.ndim)])
     return _scan(step, operands, dims, sizes)
@@ -159,7 +161,8 @@ def _step(draw: Any, known: Sequence[Dims], sizes: dict[str, int], smooth: bool,
     dims = known[i]
     kinds = ["unary", "unary", "unary", "binary", "binary", "rescale", *["einsum"] * 5]
     if dims:
-        kinds += ["sum", "softmax", "norm", "transpose", "roll", "pad", *(["max"] * 2 if not smooth else [])]
+        kinds += ["sum", "softmax", "norm", "transpose", "roll", "pad", "part"]
+        kinds += ["max"] * 2 if not smooth else []
     if len(dims) < 4:
         kinds += ["broadcast", "split"]
     if len(dims) > 1:
@@ -194,6 +197,10 @@ def _step(draw: Any, known: Sequence[Dims], sizes: dict[str, int], smooth: bool,
         return Step(kind, (i,), axis, (*dims[:axis], _fresh(sizes, sizes[dims[axis]]), *dims[axis + 1 :]))
     if kind == "pad":
         return Step(kind, (i,), axis, (*dims[:axis], _fresh(sizes, sizes[dims[axis]] + 1), *dims[axis + 1 :]))
+    if kind == "part":
+        start, stop = sorted(draw(st.lists(st.integers(0, sizes[dims[axis]]), min_size=2, max_size=2, unique=True)))
+        how = axis, start, stop, draw(st.integers(1, 2))
+        return Step(kind, (i,), how, (*dims[:axis], _fresh(sizes, len(range(*how[1:]))), *dims[axis + 1 :]))
     if kind == "scan":
         j = draw(st.sampled_from(stacked))
         steps, _ = draw(_steps([dims, known[j][1:]], sizes, draw(st.integers(1, 4)), smooth, False))

@@ -27,6 +27,7 @@ from shards import LEAD, alike, close, flat, gather, masked, padded, positions, 
 from perfmodel.graph import DTYPE_BYTES, Op
 from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, Reshard, ShardedGraph
 from perfmodel.state import Axes, State, sharding
+from perfmodel.trace.ops import NOW
 from perfmodel.work import DATA, MESH, MICROBATCH, PER_RANK, VIRTUAL, Evaluator
 
 REDUCES, GATHERS = ("all_reduce", "reduce_scatter"), ("all_gather", "all_to_all")
@@ -192,7 +193,7 @@ class _Devices:
         else:
             parts = self.locally(node, [self.operand(node, k) for k in range(len(op.operands))])
         for copy, value, x in zip(node.results, op.results, parts, strict=True):
-            if op.reducer != "add" and copies[copy].state.partial:
+            if op.reducer not in ("add", NOW) and copies[copy].state.partial:
                 self.combine[copy] = REDUCERS[self.recorded.attributes[value]["combine"]]
             self.hold(copy, x.reshape(x.shape[:LEAD] + self.local(value, copies[copy].state)))
 
@@ -215,6 +216,8 @@ class _Devices:
             return [self.windowed(node, operands)]
         if node.op.kind in ("gather", "scatter"):
             return [self.looked_up(node, operands)]
+        if node.op.kind == "slice":
+            return [self.sliced(node, operands[0])]
         (result,) = node.results
         entry = self.sharded.copies[result]
         dtype = self.graph.values[entry.value].dtype
@@ -235,6 +238,23 @@ class _Devices:
             ]
             result[device] = look_up(node.op.kind, [x[device] for x in operands], numbers, shape, own)
         return result
+
+    def sliced(self, node: LocalOp, x: Array) -> Array:
+        """A slice; of dims that it sums over, each device knows which indices are its own, and has zeros for others."""
+        attributes, shape = self.recorded.attributes[node.op.results[0]], self.graph.shape(node.op.operands[0])
+        limits = zip(*(attributes[each] for each in ("start_indices", "limit_indices", "strides")), strict=True)
+        cuts, (summed,) = [slice(*each) for each in limits], node.op.summed
+        rows = {d: self.rows(node, d) for d, dim in enumerate(node.op.operand_dims[0]) if set(dim) & set(summed)}
+        found = []
+        for device in np.ndindex(self.mesh):
+            own = [
+                _inverse(rows[d][device], n) if d in rows else np.arange(x.shape[LEAD + d]) for d, n in enumerate(shape)
+            ]
+            kept = [each[cut] if len(each) == n else each for each, cut, n in zip(own, cuts, shape, strict=True)]
+            where = np.ix_(*kept)
+            inside = np.all(np.broadcast_arrays(*(each >= 0 for each in where)), axis=0)
+            found.append(np.where(inside, x[device][where], 0))
+        return np.reshape(found, (*self.mesh, *found[0].shape))
 
     def rows(self, node: LocalOp, d: int) -> Array:
         """Which indices of a dim of the first operand each device has."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -347,3 +347,36 @@ def test_groups_that_are_no_mesh_axes_are_an_error() -> None:
     body = lambda x: lax.psum(x, "model", axis_index_groups=[[0, 1], [2, 3]])
     with pytest.raises(TraceError, match=r"test_manual.py:\d+: got groups of 2 ranks.*axis_index_groups"):
         traced(mapped(body, P("model"), P("model"), check_vma=False), (B, D))
+
+
+# -- constants ---------------------------------------------------------------------------------------------------------
+
+WRITTEN: Mapping[str, Any] = {
+    "sum": (lambda y: lax.psum(y, "model"), "all_reduce", 1),
+    "maximum": (lambda y: lax.pmax(y, "model"), "all_reduce", 1),
+    "gather": (lambda y: lax.all_gather(y, "model", tiled=True), "all_gather", MODEL),
+    "scatter": (lambda y: lax.psum_scatter(y, "model", tiled=True), "reduce_scatter", 1),
+    "exchange": (lambda y: lax.all_to_all(y, "model", 0, 1, tiled=True), "all_to_all", 1),
+    "next": (lambda y: lax.ppermute(y, "model", [(i, (i + 1) % MODEL) for i in range(MODEL)]), "permute", 1),
+}
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("written", WRITTEN)
+def test_what_the_program_itself_moves_is_moved_though_all_ranks_have_it(written: str, constant: bool) -> None:
+    move, kind, times = WRITTEN[written]
+
+    def body(x: Any, w: Any) -> Any:
+        return x * jnp.sum(jnp.tanh(move(jnp.ones((D, F)) if constant else w)))
+
+    graph = traced(mapped(body, (P("data", "model"), P()), P("data", "model"), check_vma=False), (B, S), (D, F))
+    assert traffic(graph) == {(kind, "tp"): times * D * F * F32}
+
+
+def test_the_gradient_of_an_exchange_is_an_exchange_though_it_starts_from_ones() -> None:
+    def body(x: Any) -> Any:
+        return lax.all_to_all(jnp.tanh(lax.all_to_all(x, "model", 1, 0, tiled=True)), "model", 0, 1, tiled=True)
+
+    exchanged = mapped(body, P("model"), P("model"))
+    graph = traced(jax.value_and_grad(lambda x: jnp.sum(exchanged(x))), (B, D))
+    assert traffic(graph)["all_to_all", "tp"] == 4 * B * D / MODEL * F32

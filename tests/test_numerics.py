@@ -255,7 +255,7 @@ def test_random_programs(case: Case) -> None:
 def test_random_training_steps_meet_every_collective() -> None:
     met = set[str]()
 
-    @settings(quick, max_examples=40)
+    @settings(quick, max_examples=60)
     @given(cases(training=True))
     def check_and_collect(case: Case) -> None:
         nodes = check_case(case).nodes

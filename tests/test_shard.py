@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -160,3 +160,35 @@ def test_the_gradient_of_one_layer_of_a_stack_is_reduced_before_zeros_are_put_ar
     layout = Layout(dp=4, mb=2, zero=0, global_batch=8)
     found = [size for _, _, size in collectives(shard(traced, layout.assignment), layout) if size > 4]
     assert found == [F32 * 32 * 64]
+
+
+# -- parts of arrays ---------------------------------------------------------------------------------------------------
+
+POSITIONS, WIDTH = 16, 32
+PARTS: Mapping[str, tuple[Callable[[Any], Any], dict[str, list[int]]]] = {
+    "first": (lambda y: y[:, 0], {"all_reduce": [1]}),
+    "last": (lambda y: y[:, -1:], {"all_reduce": [1]}),
+    "every fourth": (lambda y: y[:, ::4], {"all_reduce": [POSITIONS // 4]}),
+    "half": (lambda y: y[:, : POSITIONS // 2], {"all_reduce": [POSITIONS // 2]}),
+    "two": (lambda y: y[:, 1] * y[:, 2], {"all_reduce": [1, 1]}),
+    "most": (lambda y: y[:, 1:], {"all_gather": [POSITIONS]}),
+    "all in parts": (lambda y: y[:, :5].sum(1) + y[:, 5:10].sum(1) - y[:, 10:].sum(1), {"all_gather": [POSITIONS]}),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_of_a_sharded_dim_up_to_a_half_is_added_up_from_those_that_have_it(part: str) -> None:
+    """An array is gathered in the time in which half of it is all-reduced."""
+    read, positions = PARTS[part]
+    w, x = jax.ShapeDtypeStruct((WIDTH, 1), jnp.float32), jax.ShapeDtypeStruct((8, POSITIONS, WIDTH), jnp.float32)
+    arguments = (
+        Argument(name="w", tree=w, axes=(None, None), role="parameters"),
+        Argument(name="x", tree=x, axes=("batch", "seq", None), role="batch"),
+    )
+    traced = trace(Program(name="part", fn=lambda w, x: jnp.tanh(read(jnp.tanh(x))) @ w, arguments=arguments))
+    layout = Layout(dp=2, cp=4, mb=4, global_batch=8)
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for node, _, size in collectives(shard(traced, layout.assignment), layout):
+        if "cp" in node.axes:
+            found[node.kind].append(size)
+    assert found == {kind: [F32 * layout.mb * n * WIDTH for n in each] for kind, each in positions.items()}

@@ -113,6 +113,27 @@ def test_attention_is_four_s_squared_per_head() -> None:
     assert flops(attention, x, x, x) == 2 * (2 * S * S * D * H)
 
 
+@pytest.mark.parametrize(("window", "stride", "split"), [(3, 1, False), (3, 2, False), (1, 1, True)])
+def test_the_gradient_of_a_kernel_is_summed_from_parts_of_images_only_if_it_is_a_point(
+    window: int, stride: int, split: bool
+) -> None:
+    """Any other reaches over the edges of a rank's part."""
+
+    def loss(w: Any, x: Any) -> Any:
+        return jnp.sum(
+            lax.conv_general_dilated(x, w, (stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")) ** 2
+        )
+
+    graph = trace(program(jax.grad(loss), spec(window, window, 3, 5), spec(2, 16, 16, 3)))
+    backward = [op for _, op in graph.walk() if op.kind == "convolution"][-1]
+    spatial = [
+        i for dim in backward.operand_dims[0] for i in dim if graph.factors[backward.local[i]].size not in (2, 3)
+    ]
+    assert spatial
+    assert all((i in backward.blocked) is not split for i in spatial)
+    assert all((i in backward.summed[0]) is split for i in spatial)
+
+
 def test_convolution_is_two_per_output_and_kernel_element() -> None:
     def conv(x: Any, w: Any) -> Any:
         return lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -38,6 +38,7 @@ from perfmodel.verify.rewrites import (
     REASSOCIATED,
     REWRITES,
     SCATTERED,
+    SLICED,
     collectives_of,
 )
 
@@ -110,6 +111,53 @@ def test_what_compilers_do_not_know_is_left_out_and_said(change: dict[str, Any],
     found = verify(mlp_program(), Layout(**{"tp": 2, "mb": 2, "global_batch": 8, "zero": 0, **change}))
     assert any(note in each for each in found.notes)
     assert found.ok
+
+
+def test_a_first_token_is_summed_from_the_rank_that_has_it() -> None:
+    """Its gradient too: XLA does so, and Shardy's gather of all tokens is counted as if it did."""
+    batch, seq, width = 8, 16, 32
+
+    def loss(w: Any, x: Any) -> Any:
+        return jnp.sum(jnp.tanh(jnp.tanh(x @ w)[:, 0] @ w))
+
+    arguments = (
+        Argument(name="w", role="parameters", tree=jax.ShapeDtypeStruct((width, width), "float32"), axes=(None,) * 2),
+        Argument(
+            name="x",
+            role="batch",
+            tree=jax.ShapeDtypeStruct((batch, seq, width), "float32"),
+            axes=("batch", "seq", None),
+        ),
+    )
+    layout = Layout(dp=2, cp=4, mb=batch // 2, global_batch=batch, zero=0)
+    found = verify(Program(name="pooled", fn=jax.grad(loss), arguments=arguments), layout, xla=True)
+    assert found.ok
+    assert {
+        (row.compiler, row.compiler_bytes) for row in found.rows if (row.kind, row.axis) == ("all_reduce", "cp")
+    } == {(compiler, 4 * batch // 2 * width) for compiler in ("Shardy", "XLA")}
+    assert {each.of for each in found.differences if each.name == SLICED} == {"Shardy"}
+
+
+def test_convolutions_gather_images_that_are_split_along_their_height() -> None:
+    """For the gradient of the kernel too, which sums over the height."""
+    batch, height, channels = 4, 16, 8
+
+    def loss(w: Any, x: Any) -> Any:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jnp.sum(jnp.tanh(lax.conv_general_dilated(jnp.tanh(x), w, (1, 1), "SAME", dimension_numbers=numbers)))
+
+    kernel = jax.ShapeDtypeStruct((3, 3, channels, channels), "float32")
+    images = jax.ShapeDtypeStruct((batch, height, height, channels), "float32")
+    arguments = (
+        Argument(name="w", role="parameters", tree=kernel, axes=(None,) * 4),
+        Argument(name="x", role="batch", tree=images, axes=("batch", "seq", None, None)),
+    )
+    layout = Layout(cp=4, mb=batch, global_batch=batch, zero=0)
+    found = verify(Program(name="convolution", fn=jax.grad(loss), arguments=arguments), layout, xla=True)
+    assert found.ok
+    assert {(row.compiler, row.kind, row.derived_bytes) for row in found.rows if row.compared} == {
+        (compiler, "all_gather", 2 * 4 * batch * height**2 * channels) for compiler in ("Shardy", "XLA")
+    }
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------
@@ -195,6 +243,10 @@ def exchanged(name: str, of: str, *axes: str) -> Instruction:
     return Instruction(name=name, opcode="collective-permute", bytes=64.0, operands=(of,), axes=axes, detail="g")
 
 
+def cut(name: str, of: str, *dims: int) -> Instruction:
+    return Instruction(name=name, opcode="slice", bytes=16.0, operands=(of,), dims=dims)
+
+
 X, Y = op("x", "parameter"), op("y", "parameter")
 REWRITTEN: dict[str, tuple[tuple[Instruction, ...], list[tuple[str, str, float]], list[tuple[str, str, float]]]] = {
     MERGED: (
@@ -206,6 +258,17 @@ REWRITTEN: dict[str, tuple[tuple[Instruction, ...], list[tuple[str, str, float]]
         (X, moved("a", "all-gather", "x"), op("c", "copy", "a"), replace(op("n", "convert", "c"), bytes=32.0)),
         [("all_gather", "fsdp", 64.0)],
         [("all_gather", "fsdp", 32.0)],
+    ),
+    SLICED: (
+        (
+            X,
+            replace(moved("a", "all-gather", "x"), dims=(1,)),
+            cut("s", "a", 1),
+            cut("t", "a", 0, 1),
+            op("r", "add", "s", "t"),
+        ),
+        [("all_gather", "fsdp", 64.0)],
+        [("all_reduce", "fsdp", 32.0)],
     ),
     JOINED: (
         (X, reduced("a", "x", "dp"), op("c", "convert", "a"), reduced("b", "c", "fsdp"), op("r", "tuple", "b")),
@@ -295,6 +358,19 @@ def test_a_sum_of_which_a_part_is_summed_on_is_one_with_it() -> None:
 def test_a_value_is_gathered_once_in_whatever_order() -> None:
     program = (X, op("v", "reverse", "x"), moved("a", "all-gather", "x"), moved("b", "all-gather", "v"))
     assert shown(program, REWRITES) == [("all_gather", "fsdp", 64.0)]
+
+
+@pytest.mark.parametrize(
+    "uses",
+    [
+        pytest.param((cut("s", "a", 0),), id="along another dim"),
+        pytest.param((cut("s", "a", 1), op("t", "tanh", "a")), id="read whole as well"),
+        pytest.param((cut("s", "a", 1), cut("t", "a", 1), cut("u", "a", 1)), id="more than half"),
+    ],
+)
+def test_what_is_needed_whole_is_gathered_though_slices_are_taken(uses: tuple[Instruction, ...]) -> None:
+    gather = replace(moved("a", "all-gather", "x"), dims=(1,))
+    assert shown((X, gather, *uses), REWRITES) == [("all_gather", "fsdp", 64.0)]
 
 
 def test_a_top_k_among_gathered_scores_needs_them() -> None:

@@ -16,6 +16,7 @@ from jaxlib.mlir import ir
 
 from perfmodel.errors import TraceError
 from perfmodel.trace.manual import View, vary
+from perfmodel.trace.ops import NOW
 from perfmodel.trace.raw import Frame
 from perfmodel.trace.single import reducer_of
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from perfmodel.trace.walk import Walker
 
 Step = Callable[["Walker", ir.Operation, int, list[str], Frame], int]
-NOW = "psum"
-"""Reducer of a sum that the program asks for here: unlike a sum that follows from a sharding, it does not wait."""
 
 
 def _collective(step: Step, walker: Walker, op: ir.Operation, operands: list[int], frame: Frame) -> list[int]:

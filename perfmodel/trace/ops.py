@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 Shape: TypeAlias = tuple[int, ...]
+NOW = "psum"
+"""Reducer of a sum that the program asks for here, or that puts a slice together: unlike other sums that follow from a
+sharding, it does not wait.
+"""
 
 
 @dataclass(frozen=True, slots=True)

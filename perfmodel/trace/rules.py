@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
 from perfmodel.trace.ops import CHLO_ELEMENTWISE, CHLO_FREE, Shape
-from perfmodel.trace.stablehlo import Rule
+from perfmodel.trace.stablehlo import Rule, read_rule
 
 Dims = tuple[tuple[int, ...], ...]
 
@@ -57,6 +58,30 @@ def slice_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Sha
     if "update" not in op.name:
         return Rule(large, (whole, *((),) * (len(operands) - 1)), (part,), blocked=cut)
     return Rule(large, (whole, part, *((),) * (len(operands) - 2)), (whole,), blocked=cut)
+
+
+def part_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
+    """`slice`: dims that it cuts must be whole; but if all slices of a value keep half of it at most, they are sums
+    over these dims, of what each rank has of them: adding up half of a value moves as much as gathering it.
+    """
+    rule = read_rule(op) or identity_rule(operands, results)
+    kept = sum(math.prod(use.owner.result.type.shape) for use in op.operands[0].uses if use.owner.name == op.name)
+    if 2 * kept > math.prod(operands[0]):
+        return rule
+    cut = {i for dim in rule.operands[0] for i in dim}.intersection(rule.blocked)
+    return replace(rule, reduced=tuple(cut), blocked=tuple(i for i in rule.blocked if i not in cut))
+
+
+def convolution_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
+    """Dims along which a window slides must be whole, also where the gradient of weights sums over them: in its part
+    alone, no rank has all that its windows reach.
+    """
+    rule = read_rule(op) or identity_rule(operands, results)
+    numbers = stablehlo.ConvDimensionNumbers(op.attributes["dimension_numbers"])
+    spatial = zip(numbers.input_spatial_dimensions, numbers.output_spatial_dimensions, strict=True)
+    slid = {i for before, after in spatial if results[0][after] > 1 for i in rule.operands[0][before]}
+    reduced = tuple(i for i in rule.reduced if i not in slid)
+    return replace(rule, reduced=reduced, blocked=tuple(sorted(slid.union(rule.blocked))))
 
 
 def scatter_rule(op: ir.Operation, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> Rule:
@@ -171,11 +196,13 @@ OWN_RULES: Mapping[str, Callable[[ir.Operation, tuple[Shape, ...], tuple[Shape, 
     **{f"chlo.{name}": elementwise_rule for name in (*CHLO_ELEMENTWISE.split(), *CHLO_FREE.split())},
     "chlo.constant": source_rule,
     "stablehlo.constant": source_rule,
+    "stablehlo.convolution": convolution_rule,
     "stablehlo.rng": drawn_rule,
     "stablehlo.iota": source_rule,
     "stablehlo.dynamic_slice": slice_rule,
     "stablehlo.dynamic_update_slice": slice_rule,
     "stablehlo.scatter": scatter_rule,
+    "stablehlo.slice": part_rule,
     "chlo.top_k": top_k_rule,
     "chlo.ragged_dot": ragged_dot_rule,
     "stablehlo.sort": sort_rule,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from jaxlib.mlir import ir
 
 from perfmodel.errors import TraceError
-from perfmodel.trace.ops import KINDS, Shape, Shapes
+from perfmodel.trace.ops import KINDS, NOW, Shape, Shapes
 from perfmodel.trace.raw import Frame, RawOp, RawWork
 from perfmodel.trace.rules import NOTES, OWN_RULES, attributes_of, identity_rule
 from perfmodel.trace.stablehlo import read_rule
@@ -46,6 +46,8 @@ def single_op(walker: Walker, op: ir.Operation, name: str, operands: list[int], 
     raw.linear = _linear(walker, name, raw)
     if raw.kind in REDUCTIONS and (reducer := reducer_of(op)) != "add":
         raw.linear, raw.reducer = (), reducer
+    elif raw.kind == "slice" and rule.reduced:
+        raw.reducer = NOW
     if name in NOTES:
         walker.notes[NOTES[name]] = None
     walker.known.track(op, raw, walker.shapes[results[0]])

@@ -48,6 +48,7 @@ class Instruction:
     axes:   mesh axes that a collective runs over
     detail: what else tells apart two collectives of the same operands
     minor:  whether a gather is along the last dim
+    dims:   dims along which Shardy gathers a value, or of which a slice keeps a part
     label:  where in the program it comes from
     runs:   bodies that it runs, and how often
     """
@@ -61,6 +62,7 @@ class Instruction:
     axes: tuple[str, ...] = ()
     detail: str = ""
     minor: bool = False
+    dims: tuple[int, ...] = ()
     label: str = ""
     runs: tuple[tuple[tuple[Instruction, ...], float], ...] = field(default=(), repr=False)
 

@@ -20,9 +20,10 @@ REORDERED = (*SHAPES, "reverse")
 MOVES = ("all-to-all", "collective-permute")
 """Collectives that leave a value as large as it was."""
 
-MERGED, NARROWED, JOINED, SCATTERED, REASSOCIATED, NESTED, IN_PLACE, RANKED, EXCHANGED = REWRITES = (
+MERGED, NARROWED, SLICED, JOINED, SCATTERED, REASSOCIATED, NESTED, IN_PLACE, RANKED, EXCHANGED = REWRITES = (
     "equal collectives merged",
     "converts moved before all-gathers",
+    "slices taken in parts",
     "all-reduces in a row joined",
     "reduce-scatter creation",
     "all-reduce reassociation",
@@ -34,6 +35,7 @@ MERGED, NARROWED, JOINED, SCATTERED, REASSOCIATED, NESTED, IN_PLACE, RANKED, EXC
 WHY: Mapping[str, str] = {
     MERGED: "a value moved twice in the same way within one loop body is moved once; gathered, in whatever order",
     NARROWED: "an all-gather of which only a narrower type is used gathers that",
+    SLICED: "an all-gather of which slices are used, half of it at most, is a sum of what each rank has of these",
     JOINED: "an all-reduce that only feeds another, over other axes, as a whole or a part of it, is one with it",
     SCATTERED: "an all-reduce of which each rank only keeps its part is a reduce-scatter (and a sum of that part)",
     REASSOCIATED: "reductions of which only the sum is used are one reduction, of the sum",
@@ -133,12 +135,21 @@ class Body:
     def narrowed(self, instruction: Instruction) -> Collective:
         """A collective, but of an all-gather what is used of it."""
         found = self.collective(instruction)
+        if slices := self.slices(instruction):
+            return replace(found, kind="all_reduce", bytes=sum(each.bytes for each in slices))
         uses = list(self.flow.uses(instruction, SHAPES)) if NARROWED in self.rewrites else []
         narrow = max((use.bytes for use in uses), default=0.0)
         converts = uses and all(use.opcode == "convert" for use in uses)
         if instruction.opcode == "all-gather" and converts and 0.0 < narrow < found.bytes:
             return replace(found, bytes=narrow, dtype=uses[0].dtype)
         return found
+
+    def slices(self, gather: Instruction) -> Sequence[Instruction]:
+        """What uses an all-gather of Shardy's, if only slices along its dims do, which keep half of it at most."""
+        uses = self.flow.users[gather.name] if SLICED in self.rewrites and gather.dims else []
+        if any(use.opcode != "slice" or not set(gather.dims) <= set(use.dims) for use in uses):
+            return ()
+        return uses if 2 * sum(use.bytes for use in uses) <= gather.bytes else ()
 
     def identity(self, instruction: Instruction) -> Any:
         """Equal for collectives that do the same to the same operands."""

@@ -40,6 +40,8 @@ WRITTEN: Mapping[str, str] = {
 """Collectives that the program itself writes, in `shard_map`."""
 
 
+PLACED = "sdy.sharding"
+"""Attribute of an op: where its results lie."""
 INLINED = ("sdy.named_computation", "sdy.manual_computation")
 
 
@@ -79,6 +81,8 @@ class _Reader:
             return self.derived(op, name, operands)
         if op.name in WRITTEN:
             return self.written(op, name, operands)
+        if op.name == "stablehlo.slice":
+            return self.slice(op, name, operands)
         opcode = op.name.removeprefix("stablehlo.")
         return Instruction(name=name, opcode=opcode, operands=tuple(operands), runs=self.runs(op))
 
@@ -90,10 +94,25 @@ class _Reader:
             return dearest([self.body(region.blocks[0]) for region in op.regions])
         return ()
 
+    def slice(self, op: ir.Operation, name: str, operands: Sequence[str]) -> Instruction:
+        (before, dtype), (after, _) = map(tensor_type, (op.operands[0], op.results[0]))
+        sharding = (
+            sdy.TensorShardingPerValueAttr(op.attributes[PLACED]).shardings[0] if PLACED in op.attributes else None
+        )
+        elements = self.elements(after, sharding) if sharding else math.prod(after)
+        return Instruction(
+            name=name,
+            opcode="slice",
+            dtype=dtype,
+            elements=elements,
+            bytes=elements * DTYPE_BYTES[dtype],
+            operands=tuple(operands),
+            dims=tuple(d for d, sizes in enumerate(zip(before, after, strict=True)) if len(set(sizes)) > 1),
+        )
+
     def derived(self, op: ir.Operation, name: str, operands: Sequence[str]) -> Instruction:
-        out = sdy.TensorShardingAttr(op.attributes["out_sharding"])
         shape, dtype = tensor_type(op.results[0])
-        elements = math.prod(self.local(size, dim) for size, dim in zip(shape, out.dimension_shardings, strict=True))
+        elements = self.elements(shape, op.attributes["out_sharding"])
         return Instruction(
             name=name,
             opcode=DERIVED[op.name],
@@ -103,6 +122,7 @@ class _Reader:
             operands=tuple(operands),
             axes=tuple(self.mesh.symbols[axis] for axis in _axes(op)),
             detail=str(op.attributes["out_sharding"]),
+            dims=_gathered(op) if op.name == "sdy.all_gather" else (),
             label=scope_of(op.location),
         )
 
@@ -123,6 +143,11 @@ class _Reader:
             detail=name,
             label=scope_of(op.location),
         )
+
+    def elements(self, shape: Sequence[int], sharding: ir.Attribute) -> int:
+        """Elements of a value on one rank."""
+        dims = sdy.TensorShardingAttr(sharding).dimension_shardings
+        return math.prod(self.local(size, dim) for size, dim in zip(shape, dims, strict=True))
 
     def local(self, size: int, dim: Any) -> int:
         """Length of a dim on one rank."""
@@ -185,3 +210,9 @@ def _axes(op: ir.Operation) -> tuple[str, ...]:
     moved = [str(op.attributes[key]) for key in op.attributes if key != "out_sharding"]
     text = " ".join(moved) or str(op.attributes["out_sharding"])
     return tuple(dict.fromkeys(re.findall(r'"([^"]+)"', text)))
+
+
+def _gathered(op: ir.Operation) -> tuple[int, ...]:
+    """Dims along which values are gathered."""
+    dims = re.findall(r"\{([^}]*)\}", str(op.attributes["gathering_axes"]))
+    return tuple(d for d, axes in enumerate(dims) if axes)
