@@ -8,6 +8,7 @@ from functools import cache
 
 from perfmodel.catalog import machine_names
 from perfmodel.machine import Machine, load_machine
+from perfmodel.units import UNITS
 from perfmodel.validate.rows import Row, RowError
 
 MACHINES = (
@@ -39,7 +40,7 @@ PRECISIONS = (
 )
 """What runs call the precision of their matmuls, as regular expressions -> precision; the first that fits counts."""
 
-GIGABIT = 1e9 / 8
+GIGABIT = UNITS["Gbit/s"]
 
 
 def machine_name(row: Row) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perfmodel.models import DecoderConfig
+from perfmodel.units import UNITS
 from perfmodel.validate.rows import Row, RowError
 
 
@@ -40,7 +41,7 @@ def measured_seconds(row: Row, config: DecoderConfig, peak: float) -> float:
     if (rate := row.number("tokens_per_s_per_device")) is not None:
         return tokens / (rate * devices)
     if (tflops := row.number("tflops_per_device")) is not None:
-        return _flops(row, config, tokens) / (tflops * 1e12 * devices)
+        return _flops(row, config, tokens) / (tflops * UNITS["TFLOP/s"] * devices)
     if (mfu := row.number("mfu_pct")) is not None:
         return _flops(row, config, tokens) / (mfu / 100.0 * peak * devices)
     raise RowError("no step time, nor tokens/s, TFLOP/s or MFU")
