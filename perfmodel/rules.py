@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from perfmodel.formulas.pipeline import SCHEDULES
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout
 from perfmodel.machine import Machine
@@ -115,7 +116,7 @@ def _uneven_chunks(rules: Sequence[Constraint], layout: Layout, sizes: Mapping[s
         yield f"{name} {size} not divisible by pp*vpp", interleaved & _uneven(size, stages * chunks)
     yield "vpp > 1 without pp > 1", interleaved & (np.asarray(stages) == 1.0)
     yield "vpp > 1 with microbatches not divisible by pp", interleaved & _uneven(sizes[MICROBATCH], stages)
-    yield f"vpp > 1 with schedule={layout.schedule}", interleaved & (layout.schedule != "1f1b")
+    yield f"vpp > 1 with schedule={layout.schedule}", interleaved & (layout.schedule != SCHEDULES[0])
 
 
 def _unshared_heads(graph: Graph, sizes: Mapping[str, Number]) -> Masks:

@@ -14,7 +14,7 @@ share at 1 (lower) and at 0 (upper), so lower <= expected <= upper always.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -80,13 +80,17 @@ class _Stage:
         self.traffic.update((DATA, seconds) for seconds in _found(reduced, DATA))
         self.microbatch = _total(seconds for name in (*PHASES, WEIGHTS) for seconds in _found(self.repeated, name))
         self.weights = _total(_found(self.repeated, WEIGHTS))
-        self.compute = _total(self.phase(name) for name in PHASES)
+        self.compute = _total(_total(spent) for name in PHASES if (spent := tuple(self._spent(name))))
 
     def phase(self, name: str) -> Number:
         """Seconds of the kernels of a phase in a step."""
+        return _total(self._spent(name))
+
+    def _spent(self, name: str) -> Iterator[Number]:
+        """What a phase spends in all microbatches, and once; nothing where the program has no such phase."""
         names = (name, WEIGHTS) if name == "backward" else (name,)
-        repeated = (self.count * seconds for part in names for seconds in _found(self.repeated, part))
-        return _total((*repeated, *(seconds for part in names for seconds in _found(self.once, part))))
+        yield from (self.count * seconds for part in names for seconds in _found(self.repeated, part))
+        yield from (seconds for part in names for seconds in _found(self.once, part))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +143,8 @@ class _Step:
             return 0.0
         other, middle = VIEWS.index("last" if VIEWS[view] == "first" else "first"), VIEWS.index("middle")
         between = self._pipeline.pp - 2.0
-        whole, weights = (
-            one[other] + between * one[middle]
-            for one in (
-                [self._microbatch(i) for i in range(len(VIEWS))],
-                [stage.weights for stage in self._stages],
-            )
-        )
+        whole = self._microbatch(other) + between * self._microbatch(middle)
+        weights = self._stages[other].weights + between * self._stages[middle].weights
         return bubble(self._pipeline.schedule, whole, weights, self._pipeline.vpp)
 
     def _microbatch(self, view: int) -> Number:

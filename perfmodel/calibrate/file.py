@@ -7,7 +7,7 @@ from typing import Any
 
 import tomlkit
 
-from perfmodel.calibrate.parameters import Data, Parameter, holder, parent, rounded
+from perfmodel.calibrate.parameters import Data, Parameter, at, number_of, parent, rounded
 
 TELLS, GUESSES = "fit above", "fit above, which tells it only with others or stopped at its bound"
 """Sources of a number that rows tell, and of one that others could stand in for."""
@@ -33,13 +33,14 @@ def as_toml(
         document = _document(data)
     document["machine"] = machine
     document["fit"] = dict(fit)
+    told = {number_of(parameter.keys) for parameter, tells in fitted.items() if tells}
     for parameter in fitted:
         source, key = parent(data, parameter)
         target, _ = parent(document, parameter)
         target[key] = rounded(source[key])
-        number = holder(document, parameter.keys)
-        known = any(tells and holder(document, other.keys) is number for other, tells in fitted.items())
-        number["kind"], number["source"] = ("measured", TELLS) if known else ("assumed", GUESSES)
+        keys = number_of(parameter.keys)
+        number = at(document, keys)
+        number["kind"], number["source"] = ("measured", TELLS) if keys in told else ("assumed", GUESSES)
         number.pop("note", None)
     return tomlkit.dumps(document)
 
@@ -47,8 +48,7 @@ def as_toml(
 def _states(document: Any, parameter: Parameter) -> bool:
     """Whether a file says a number itself, rather than being like another one there."""
     try:
-        place, key = parent(document, parameter)
-        place[key]
+        at(document, parameter.keys)
     except (KeyError, IndexError):
         return False
     return True

@@ -27,7 +27,6 @@ SLOPE = np.array([1e-3])
 FOLDS = 12
 """Groups are left out in at most so many turns."""
 
-
 NEAR = 1e-3
 """Distance of a logarithm from its bound within which it lies on it."""
 

@@ -6,6 +6,8 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any, TypeAlias
 
 from perfmodel.spec_file import point_paths
@@ -64,7 +66,7 @@ def parameters(data: Data) -> list[Parameter]:
     """
     found = []
     for path, keys, value, unit in _numbers(data):
-        if holder(data, keys)["kind"] == "datasheet":
+        if at(data, number_of(keys))["kind"] == "datasheet":
             continue
         name = path.rpartition(".")[2]
         scale = UNITS[unit] if name in TIMES else 1.0
@@ -115,16 +117,17 @@ def with_values(data: Data, found: Sequence[Parameter], values: Sequence[float])
 def parent(data: Any, parameter: Parameter) -> tuple[Any, str | int]:
     """The table or list that holds a parameter's number, and its key there."""
     *places, last = parameter.keys
-    for place in places:
-        data = data[place]
-    return data, last
+    return at(data, places), last
 
 
-def holder(data: Any, keys: Sequence[str | int]) -> Any:
-    """The table of a number: what holds its value, or the curve that it is a point of."""
-    for key in keys[: keys.index("value")]:
-        data = data[key]
-    return data
+def number_of(keys: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Keys of the table of a number: what holds its value, or the curve that it is a point of."""
+    return keys[: keys.index("value")]
+
+
+def at(data: Any, keys: Sequence[str | int]) -> Any:
+    """What parsed data has at some keys."""
+    return reduce(getitem, keys, data)
 
 
 def rounded(value: float) -> float:

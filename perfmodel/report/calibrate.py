@@ -11,10 +11,9 @@ import numpy as np
 from rich.console import RenderableType
 
 from perfmodel.calibrate.calibration import TOLD, Calibration, Errors, Value
+from perfmodel.calibrate.parameters import TIMES
 from perfmodel.report.layout import table
 from perfmodel.units import format_seconds
-
-TIMES = ("latency", "inner", "base")
 
 
 def calibrate_report(found: Calibration) -> Iterator[RenderableType]:
