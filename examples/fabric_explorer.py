@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from perfmodel import Machine, MachineError, check_chips, load_machine
+from perfmodel.allocation import slice_of
 from perfmodel.collective import axis_cost
-from perfmodel.machine import slice_of
 from perfmodel.work import Floats
 
 TAKES_IN: dict[str, Callable[[int], float]] = {

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perfmodel.allocation import check_chips, slice_of
     from perfmodel.calibrate.calibration import Calibration, calibrate
     from perfmodel.errors import (
         AxisNameError,
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from perfmodel.graph import Graph
     from perfmodel.graph_file import load_graph
     from perfmodel.layout import Layout
-    from perfmodel.machine import Machine, check_chips, load_machine, slice_of
+    from perfmodel.machine import Machine
+    from perfmodel.machine_file import load_machine
     from perfmodel.mesh import Mesh
     from perfmodel.models import load_program
     from perfmodel.predict import predict
@@ -59,14 +61,14 @@ _HOMES = {
     "Validation": "validate",
     "Verification": "verify",
     "calibrate": "calibrate.calibration",
-    "check_chips": "machine",
+    "check_chips": "allocation",
     "load_graph": "graph_file",
-    "load_machine": "machine",
+    "load_machine": "machine_file",
     "load_program": "models",
     "named": "trace",
     "predict": "predict",
     "propose": "propose",
-    "slice_of": "machine",
+    "slice_of": "allocation",
     "trace": "trace",
     "validate": "validate",
     "verify": "verify",

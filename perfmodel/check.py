@@ -10,8 +10,10 @@ from collections.abc import Container, Iterator, Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
 
+from perfmodel.calibration_spec import CalibrationSpec
 from perfmodel.catalog import read_calibration, read_machine
-from perfmodel.schema import CalibrationSpec, Check, MachineSpec, TierSpec, dimension_of, numbers
+from perfmodel.machine_spec import Check, MachineSpec, TierSpec
+from perfmodel.schema import dimension_of, numbers
 from perfmodel.spec_file import parse_calibration, parse_machine, rank_bandwidth, si_of
 from perfmodel.topology import RING_OF_FOUR
 from perfmodel.units import DIMENSIONS, UNITS, format_count

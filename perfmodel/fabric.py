@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.allocation import check_chips, slice_of
 from perfmodel.errors import MachineError
-from perfmodel.machine import Machine, check_chips, slice_of
+from perfmodel.machine import Machine
 from perfmodel.topology import Tier, closes
 
 if TYPE_CHECKING:

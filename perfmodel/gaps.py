@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from perfmodel.schema import CalibrationSpec, MachineSpec, Number, numbers
+from perfmodel.calibration_spec import CalibrationSpec
+from perfmodel.machine_spec import MachineSpec
+from perfmodel.schema import Number, numbers
 
 
 def gaps(spec: MachineSpec, calibration: CalibrationSpec | None, *, wanted: bool = True) -> tuple[str, ...]:

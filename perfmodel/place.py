@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from perfmodel.allocation import check_chips, slice_of
 from perfmodel.errors import LayoutError
 from perfmodel.fabric import Dim, Node, chip_dims, dims, fabric, network
-from perfmodel.machine import Machine, check_chips, slice_of
+from perfmodel.machine import Machine
 from perfmodel.mesh import Mesh
 from perfmodel.topology import RING_OF_FOUR
 

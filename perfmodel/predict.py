@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from perfmodel.allocation import slice_of
 from perfmodel.errors import LayoutError
 from perfmodel.estimate import Estimate
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout, assignment
 from perfmodel.limits import warnings
-from perfmodel.machine import Machine, slice_of
+from perfmodel.machine import Machine
 from perfmodel.memory import MemoryPlan, MemoryUse, memory_use, plan_memory
 from perfmodel.plan import Plan, analyse
 from perfmodel.price import Costs, price

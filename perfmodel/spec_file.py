@@ -7,20 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from perfmodel.schema import (
-    WAYS,
-    AlgorithmSpec,
-    CalibrationSpec,
-    MachineSpec,
-    Number,
-    Offer,
-    TierCalibration,
-    TierSpec,
-    dimension_of,
-    fault,
-    numbers,
-    parse,
-)
+from perfmodel.calibration_spec import GATHERS, WAYS, AlgorithmSpec, CalibrationSpec, TierCalibration
+from perfmodel.machine_spec import MachineSpec, Offer, TierSpec
+from perfmodel.schema import Number, dimension_of, fault, numbers, parse
 from perfmodel.units import DIMENSIONS, to_si
 
 
@@ -64,7 +53,7 @@ def parse_calibration(
                 raise fault(where, f"{path}.{algorithm.name}.name", repr(algorithm.name), f"one of {', '.join(WAYS)}")
         if tier.name not in known and not inherited:
             raise fault(where, f"tiers.{tier.name}", "a tier that the machine lacks", f"one of {', '.join(known)}")
-        for kind in ("all_gather", "reduce_scatter", "all_to_all"):
+        for kind in GATHERS:
             if all(getattr(algorithm, kind) is None for algorithm in tier.algorithms):
                 raise fault(where, path, f"none that serves {kind}", "one that does")
     _check_curves(spec, where)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -115,68 +115,6 @@ class Span:
 def closes(tier: Tier, extent: int) -> bool:
     """Whether a torus dim of so many members is a ring."""
     return (min(tier.extents) if tier.together else extent) >= tier.wrap
-
-
-def slices(tier: Tier) -> Collection[int]:
-    """Numbers of members that a job may have which needs no more than the tier: any of a switch, whose members are all
-    alike; of a torus its shapes, or what fills its dims one after the other.
-    """
-    if tier.shapes:
-        return {math.prod(shape) for shape in tier.shapes}
-    if tier.kind != "torus":
-        return range(1, math.prod(tier.extents) + 1)
-    inner = accumulate(tier.extents[:-1], operator.mul, initial=1)
-    return {n * part for n, extent in zip(inner, tier.extents, strict=True) for part in _divisors(extent)}
-
-
-def _divisors(n: int) -> list[int]:
-    return [part for part in range(1, n + 1) if n % part == 0]
-
-
-def least_of_several(tier: Tier) -> int:
-    """Members that a job has at least in each of several such tiers: all of a torus, half of a switch, or fewer
-    switches would do.
-    """
-    whole = math.prod(tier.extents)
-    return whole if tier.kind == "torus" else -(-whole // 2)
-
-
-def _shares(tier: Tier, members: int) -> Iterable[int]:
-    """Members that a job of so many may have in a tier, or in each of several, most first."""
-    whole = math.prod(tier.extents)
-    if not whole or members in slices(tier):
-        return [members]
-    return (n for n in range(whole, least_of_several(tier) - 1, -1) if members % n == 0)
-
-
-def in_use(tiers: Sequence[Tier], ranks: int, share: int = 1) -> tuple[int, ...] | None:
-    """Members of each tier that a job of so many ranks uses, as many in every tier of a kind: most of the innermost
-    first. None where there is no such part of the fabric. Chips of `share` ranks stay whole.
-    """
-    if not tiers:
-        return () if ranks == 1 else None
-    tier, *outer = tiers
-    whole = math.prod(tier.extents)
-    inside = min(whole or share, share)
-    for members in _shares(tier, ranks):
-        if members % inside == 0 and (more := in_use(outer, ranks // members, share // inside)) is not None:
-            return (members, *more)
-    return None
-
-
-def cut(tier: Tier, members: int, tiers: int) -> Tier:
-    """A tier of which a job uses so many members in each of several: of a torus that is let in parts, the most cubic
-    one; links of a full tier to the members left out are idle.
-    """
-    fitting = [shape for shape in tier.shapes if math.prod(shape) == members]
-    if fitting and tiers == 1:
-        return replace(tier, extents=min(fitting, key=lambda shape: (sum(shape), shape)))
-    if tier.kind == "torus" or tiers == 1 or not tier.extents[0]:
-        return tier
-    (extent,), (bandwidth,) = tier.extents, tier.bandwidth
-    if tier.kind == "full":
-        bandwidth = float(formulas.full_mesh_bandwidth(members, extent, bandwidth))
-    return replace(tier, extents=(members,), bandwidth=(bandwidth,))
 
 
 def places(tiers: Sequence[Tier]) -> list[tuple[str, int]]:

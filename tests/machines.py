@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from perfmodel.machine import ELEMENTWISE, ENGINES, GATHERS, Machine, Matrix, load_machine
+from perfmodel.calibration_spec import GATHERS
+from perfmodel.machine import ELEMENTWISE, ENGINES, Machine, Matrix
+from perfmodel.machine_file import load_machine
 from perfmodel.topology import Algorithm, Tier
 
 

@@ -23,7 +23,8 @@ from perfmodel.calibrate.problem import Problem
 from perfmodel.calibrate.rows import Attention, Collective, Gemm, Row, read_rows
 from perfmodel.catalog import read_calibration, read_machine
 from perfmodel.cli.main import main
-from perfmodel.machine import Machine, variations
+from perfmodel.machine import Machine
+from perfmodel.machine_file import variations
 from perfmodel.spec_file import parse_calibration, parse_machine
 from perfmodel.work import Floats
 

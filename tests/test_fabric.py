@@ -15,11 +15,13 @@ import networkx as nx
 import pytest
 from machines import fake_machine, fat_tree, tier
 
+from perfmodel.allocation import check_chips, slice_of
 from perfmodel.catalog import machine_names
 from perfmodel.collective import collective_seconds
 from perfmodel.errors import MachineError
 from perfmodel.fabric import fabric
-from perfmodel.machine import Machine, check_chips, load_machine, slice_of
+from perfmodel.machine import Machine
+from perfmodel.machine_file import load_machine
 
 GB = 1e9
 

@@ -22,18 +22,22 @@ from programs import mlp_graph
 from rich.console import Console
 
 import perfmodel
+from perfmodel.allocation import check_chips, slice_of
+from perfmodel.calibration_spec import Overlap
 from perfmodel.catalog import machine_names
 from perfmodel.check import check_machine
 from perfmodel.cli.main import main
 from perfmodel.collective import KINDS, axis_cost, collective_seconds
 from perfmodel.errors import MachineError
 from perfmodel.layout import AXES, Layout
-from perfmodel.machine import ELEMENTWISE, ENGINES, Fact, Machine, check_chips, load_machine, slice_of
+from perfmodel.machine import ELEMENTWISE, ENGINES, Fact, Machine
+from perfmodel.machine_file import load_machine
+from perfmodel.machine_spec import Check, Chip, Groups, Instance, Limits, MachineSpec, Offer, TierSpec
 from perfmodel.predict import predict
 from perfmodel.report.fabric import drawing, fabric
 from perfmodel.report.machine import machine_json, machine_report
 from perfmodel.schedule import CLASSES
-from perfmodel.schema import Check, Chip, Groups, Instance, Limits, MachineSpec, Number, Offer, Overlap, TierSpec
+from perfmodel.schema import Number
 from perfmodel.spec_file import finite_ranks
 from perfmodel.topology import closes
 from perfmodel.units import DIMENSIONS

@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from machines import fake_machine, fat_tree, tier
 from optimum import alike_exchange_rate, exchange_rate, flow_rate, gather_rate, largest_flow
 
+from perfmodel.allocation import slice_of
+from perfmodel.calibration_spec import GATHERS
 from perfmodel.collective import KINDS, axis_cost
 from perfmodel.fabric import fabric
-from perfmodel.machine import GATHERS, Machine, load_machine, slice_of
+from perfmodel.machine import Machine
+from perfmodel.machine_file import load_machine
 from perfmodel.mesh import Mesh
 from perfmodel.topology import Algorithm, Tier
 

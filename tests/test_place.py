@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from machines import fake_machine, fat_tree, tier
 
 from perfmodel import Mesh
+from perfmodel.allocation import slice_of
 from perfmodel.errors import LayoutError, MachineError
 from perfmodel.fabric import fabric
 from perfmodel.layout import AXES, Layout
-from perfmodel.machine import Machine, load_machine, slice_of
+from perfmodel.machine import Machine
+from perfmodel.machine_file import load_machine
 from perfmodel.place import PlacedAxis, place, placements
 from perfmodel.topology import spans
 

@@ -21,7 +21,8 @@ from perfmodel.errors import LayoutError
 from perfmodel.estimate import ARRAYS, TABLES, Estimate
 from perfmodel.graph import Graph
 from perfmodel.layout import AXES, Layout
-from perfmodel.machine import ELEMENTWISE, Machine, load_machine
+from perfmodel.machine import ELEMENTWISE, Machine
+from perfmodel.machine_file import load_machine
 from perfmodel.models import load_program, read_config
 from perfmodel.predict import predict
 from perfmodel.schedule import CLASSES

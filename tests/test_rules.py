@@ -14,9 +14,11 @@ import pytest
 from machines import fake_machine
 from programs import L, mlp_graph, spec
 
+from perfmodel.allocation import check_chips, slice_of
 from perfmodel.graph import Factor, Graph
 from perfmodel.layout import AXES, Layout
-from perfmodel.machine import Machine, check_chips, load_machine, slice_of
+from perfmodel.machine import Machine
+from perfmodel.machine_file import load_machine
 from perfmodel.models import load_program, read_config
 from perfmodel.models.config import parse_config
 from perfmodel.models.training import train_program

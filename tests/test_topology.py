@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import fake_machine, tier
 
+from perfmodel.calibration_spec import GATHERS
 from perfmodel.catalog import machine_names
 from perfmodel.collective import KINDS, axis_cost, collective_seconds
-from perfmodel.machine import GATHERS, Machine, load_machine
+from perfmodel.machine import Machine
+from perfmodel.machine_file import load_machine
 from perfmodel.topology import Algorithm, Tier, hops, split_group
 from perfmodel.topology import unsupported_group as unsupported
 

@@ -20,7 +20,7 @@ from perfmodel.calibrate.rows import Collective, Row, Skipped, read_rows
 from perfmodel.calibrate.start import uncalibrated
 from perfmodel.catalog import calibration_text, read_calibration, read_machine
 from perfmodel.errors import MachineError
-from perfmodel.schema import MachineSpec
+from perfmodel.machine_spec import MachineSpec
 from perfmodel.spec_file import parse_machine
 from perfmodel.units import format_bytes
 from perfmodel.work import Floats

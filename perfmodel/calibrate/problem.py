@@ -9,8 +9,8 @@ import numpy as np
 from perfmodel.calibrate.model import predictor
 from perfmodel.calibrate.parameters import Data, parameters
 from perfmodel.calibrate.rows import Collective, Row
-from perfmodel.machine import variations
-from perfmodel.schema import MachineSpec
+from perfmodel.machine_file import variations
+from perfmodel.machine_spec import MachineSpec
 from perfmodel.spec_file import parse_calibration
 from perfmodel.work import Floats
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from perfmodel.calibrate.parameters import Data
-from perfmodel.machine import GATHERS
-from perfmodel.schema import MachineSpec
+from perfmodel.calibration_spec import GATHERS
+from perfmodel.machine_spec import MachineSpec
 
 
 def uncalibrated(spec: MachineSpec) -> Data:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from perfmodel.allocation import check_chips
 from perfmodel.errors import MachineError
 from perfmodel.layout import Layout
-from perfmodel.machine import Machine, check_chips
+from perfmodel.machine import Machine
 from perfmodel.models import DecoderConfig
 from perfmodel.validate.execution import execution_of
 from perfmodel.validate.hardware import machine_of, precision_of

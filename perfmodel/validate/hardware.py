@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import cache
 
 from perfmodel.catalog import machine_names
-from perfmodel.machine import Machine, load_machine
+from perfmodel.machine import Machine
+from perfmodel.machine_file import load_machine
 from perfmodel.units import UNITS
 from perfmodel.validate.rows import Row, RowError
 
