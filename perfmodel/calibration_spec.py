@@ -82,23 +82,25 @@ class Efficiency(Strict):
 
 
 class Overlap(Strict):
-    """Share of compute time that each class of collective may hide behind."""
+    """Share of compute time that each class of collective may hide behind; what is left out, nothing tells."""
 
-    tensor: Number[Share]
-    context: Number[Share]
+    tensor: Number[Share] | None = None
+    context: Number[Share] | None = None
     expert: Number[Share] | None = None
-    fsdp: Number[Share]
+    fsdp: Number[Share] | None = None
     batch: Number[Share] | None = None
-    pipeline: Number[Share]
-    data: Number[Share]
+    pipeline: Number[Share] | None = None
+    data: Number[Share] | None = None
 
 
 class CalibrationSpec(Strict):
-    """A calibration file: efficiencies, overlap and collective constants of a machine."""
+    """A calibration file: efficiencies and collective constants of a machine, and the overlap that its own framework is
+    not known by.
+    """
 
     machine: Text
     fit: Fit
     efficiency: Efficiency
-    overlap: Overlap
+    overlap: Overlap = Overlap()
     pipeline_depth: Number[Depth]
     tiers: list[TierCalibration]

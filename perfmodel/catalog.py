@@ -66,19 +66,19 @@ def _calibration_file(text: str) -> Traversable:
 
 def _machine(text: str) -> tuple[str, Table]:
     if text in machine_names():
-        return f"{text}.toml", _parse(f"{text}.toml", resources.files(PACKAGE) / f"{text}.toml")
+        return f"{text}.toml", parsed(f"{text}.toml", resources.files(PACKAGE) / f"{text}.toml")
     if not text.endswith(".toml"):
         raise MachineError(
             f"machine: got {text!r}, expected one of {', '.join(machine_names())}, or the path of a .toml file: "
             f"{_remedy(text)}"
         )
-    return text, _parse(text, Path(text))
+    return text, parsed(text, Path(text))
 
 
 def _calibration(text: str) -> tuple[str, Table] | None:
     file = _calibration_file(text)
     where = f"calibrations/{text}.toml" if text in machine_names() else str(file)
-    return (where, _parse(where, file)) if file.is_file() else None
+    return (where, parsed(where, file)) if file.is_file() else None
 
 
 def _shipped_calibration(name: str) -> tuple[str, Table]:
@@ -191,7 +191,8 @@ def _remedy(text: str) -> str:
     return f"did you mean {close[0]}?" if close else "see perfmodel hardware list"
 
 
-def _parse(where: str, file: Traversable) -> dict[str, Any]:
+def parsed(where: str, file: Traversable) -> dict[str, Any]:
+    """A TOML file as it stands; raises MachineError where it cannot be read."""
     try:
         return tomllib.loads(file.read_bytes().decode())
     except OSError as error:

@@ -48,6 +48,7 @@ LABELS = {
     "data": "gradient reduction",
     "bubble": "pipeline bubble",
     "overhead": "step overhead",
+    "host": "launches by the host",
 }
 
 
@@ -56,6 +57,8 @@ class Estimate:
     """What one step of a program costs under a layout on a machine.
 
     step_time_s, lower_s, upper_s: expected seconds, with perfect overlap, with none [s]
+    interval:              factors on step_time_s between which four of five measured runs were, that no fit had seen;
+                           None where no run of such a machine was ever compared [1]
     mfu:                   model FLOPs over quoted peak [1]
     tokens_per_s:          of the whole job [1/s]; `counted` says whether these are tokens or samples
     memory_bytes:          on the fullest rank, against memory_capacity_bytes of a rank [B]
@@ -90,11 +93,22 @@ class Estimate:
     sources: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     counted: str = "tokens"
+    interval: tuple[float, float] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the layouts; () for one."""
         return np.broadcast_shapes(*(np.shape(getattr(self, name)) for name in ARRAYS))
+
+    @property
+    def likely_s(self) -> tuple[Number, Number]:
+        """Seconds between which a measurement lies with a probability of four in five; the bounds of overlap where
+        nothing is known of errors [s].
+        """
+        if self.interval is None:
+            return self.lower_s, self.upper_s
+        faster, longer = self.interval
+        return self.step_time_s * faster, self.step_time_s * longer
 
     @property
     def bound(self) -> Any:
@@ -132,6 +146,7 @@ class Estimate:
         return {
             **plain,
             **unknown,
+            "likely_s": self.likely_s,
             "bound": self.bound,
             **{name: dict(getattr(self, name)) for name in TABLES if name != "engines"},
             "reasons": list(self.reasons),

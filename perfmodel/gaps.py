@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from perfmodel.calibration_spec import CalibrationSpec
+from perfmodel.framework_spec import FrameworkSpec
 from perfmodel.machine_spec import MachineSpec
 from perfmodel.schema import Number, numbers
 
@@ -35,6 +36,13 @@ def gaps(spec: MachineSpec, calibration: CalibrationSpec | None, *, wanted: bool
         *([f"fitted to {calibration.fit.range}: others are extrapolated"] if calibration.fit.range else []),
         *([f"assumed of the fabric: {'; '.join(tiers)}"] if tiers else []),
     )
+
+
+def unseen(framework: FrameworkSpec, machines: Sequence[str]) -> tuple[str, ...]:
+    """What of a framework nobody saw on any of the names of a machine."""
+    if any(name in framework.machines for name in machines):
+        return (f"runs by {framework.title}, fitted to {framework.fit.data}",)
+    return (f"runs by {framework.title}, of which no run on {machines[0]} was fitted: taken as on other machines",)
 
 
 def _of_tiers(spec: MachineSpec, calibration: CalibrationSpec) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from perfmodel.framework import Framework
 from perfmodel.topology import Curve, Tier
 
 ENGINES = ("tensor", "attention", "vector", "memory")
@@ -70,6 +71,7 @@ class Machine:
     descriptors:   share of the memory bandwidth by the size of rows that are fetched one by one
     efficiency:    reachable share of the tensor, vector and memory peaks, and of the tensor peak inside marked
                    attention kernels; 1 without calibration [1]
+    framework:     what runs the step
     overlap:       share of compute time that each class of collective may hide behind [1]
     barrier_seconds: what each doubling of the ranks adds to a step that communicates [s]
     pipeline_depth: how far the phases of a hierarchical collective overlap; without calibration wholly [1]
@@ -106,3 +108,4 @@ class Machine:
     facts: Mapping[str, Fact]
     assumptions: tuple[str, ...]
     sources: tuple[str, ...]
+    framework: Framework = field(default_factory=Framework)

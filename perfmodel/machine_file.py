@@ -4,32 +4,60 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from perfmodel.calibration_spec import GATHERS, SERVED, CalibrationSpec, TierCalibration
 from perfmodel.catalog import read_calibration, read_machine
-from perfmodel.gaps import gaps
+from perfmodel.framework_file import framework_on, known_as, read_framework
+from perfmodel.framework_spec import FrameworkSpec
+from perfmodel.gaps import gaps, unseen
 from perfmodel.machine import ELEMENTWISE, ENGINES, Fact, Machine, Matrix, Offer
 from perfmodel.machine_spec import MachineSpec, TierSpec
-from perfmodel.schema import dimension_of, numbers
+from perfmodel.schema import Strict, dimension_of, numbers
 from perfmodel.spec_file import parse_calibration, parse_machine, point_paths, points, rank_bandwidth, si_of
 from perfmodel.topology import Algorithm, Curve, Tier
 
 
-def load_machine(name_or_path: str | Path, *, calibrated: bool = True) -> Machine:
+def load_machine(name_or_path: str | Path, *, calibrated: bool = True, framework: str | Path | None = None) -> Machine:
     """Read a shipped machine by name, or one from a TOML file with the calibration beside it, `NAME.calibration.toml`.
 
-    A file without a calibration of its own is priced by that of the machine it extends. `calibrated=False` leaves a
-    pure roofline, as does the lack of a calibration; `assumptions` says so. Raises MachineError with the path of the
-    fault.
+    A file without a calibration of its own is priced by that of the machine it extends. `framework`, a name or the
+    path of a file, is what runs the step; without one, what the machine's file says. `calibrated=False` leaves a pure
+    roofline, as does the lack of a calibration; `assumptions` says so. Raises MachineError with the path of the fault.
     """
     where, data = read_machine(name_or_path)
     spec = parse_machine(data, where)
     found = read_calibration(name_or_path) if calibrated else None
     calibration = parse_calibration(found[1], found[0], spec, inherited=found[2]) if found else None
     said = gaps(spec, calibration, wanted=calibrated)
-    return _machine(spec, calibration, _Reader(spec), _Reader(calibration), said)
+    machine = _machine(spec, calibration, _Reader(spec), _Reader(calibration), said)
+    name = framework or spec.framework
+    if calibration is None or name is None:
+        return machine
+    return run_by(machine, read_framework(name), (spec.name, calibration.machine))
+
+
+def run_by(machine: Machine, framework: FrameworkSpec, names: Sequence[str]) -> Machine:
+    """A machine, which a framework file may know by one of several names, as the framework runs it. What the machine's
+    own calibration says of overlap stays.
+    """
+    read = _Reader(framework)
+    facts = {f"framework.{path}": fact for path, fact in read.facts.items() if _is_of(path, known_as(framework, names))}
+    return replace(
+        machine,
+        framework=framework_on(framework, names),
+        overlap={**read.table("overlap"), **machine.overlap},
+        facts={**machine.facts, **facts},
+        assumptions=(*machine.assumptions, *unseen(framework, names)),
+        sources=tuple(sorted({*machine.sources, *(fact.source for fact in facts.values())})),
+    )
+
+
+def _is_of(path: str, machine: str) -> bool:
+    """Whether a number of a framework is of no machine, or of this one."""
+    return not path.startswith("machines.") or path.startswith(f"machines.{machine}.")
 
 
 def variations(spec: MachineSpec, calibration: CalibrationSpec) -> Callable[[Mapping[str, float]], Machine]:
@@ -43,7 +71,7 @@ def variations(spec: MachineSpec, calibration: CalibrationSpec) -> Callable[[Map
 class _Reader:
     """Numbers of a file in SI, by dotted path; lists stay with the facts."""
 
-    def __init__(self, spec: MachineSpec | CalibrationSpec | None) -> None:
+    def __init__(self, spec: Strict | None) -> None:
         found = dict(numbers(spec)) if spec else {}
         self.facts = {path: Fact(**number.model_dump()) for path, number in found.items()}
         self.si = si_of(spec) if spec else {}

@@ -140,10 +140,11 @@ class Check(Strict):
 
 
 class MachineSpec(Strict):
-    """A machine file."""
+    """A machine file; `framework` is what JAX programs run by on it, a name or the path of a framework file."""
 
     name: Text
     title: Text
+    framework: Text | None = None
     assumptions: list[Text] = []
     chip: Chip
     instance: Instance

@@ -22,7 +22,7 @@ from perfmodel.memory import MemoryPlan, MemoryUse, memory_use, plan_memory
 from perfmodel.plan import Plan, analyse
 from perfmodel.price import Costs, price
 from perfmodel.rules import Constraint, constraints, violations
-from perfmodel.schedule import StepTime, step_time
+from perfmodel.schedule import Pace, StepTime, step_time
 from perfmodel.shard import shard
 from perfmodel.work import Identity
 
@@ -42,6 +42,11 @@ class Structure:
     plan: Plan
     memory: MemoryPlan
     constraints: tuple[Constraint, ...]
+
+
+def structure_of(graph: Graph, layout: Layout) -> Structure:
+    """What is known of a graph under the assignment of a layout; worked out once for each."""
+    return _structure(Identity(graph), layout.zero, layout.sp, layout.ring)
 
 
 @lru_cache(maxsize=64)
@@ -81,11 +86,11 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
         raise LayoutError(
             f"layout: got no value in {', '.join(empty)}, expected one for each layout: leave out what is empty"
         )
-    machine = _slice(machine, layout)
-    structure = _structure(Identity(graph), layout.zero, layout.sp, layout.ring)
+    machine = part_for(machine, layout)
+    structure = structure_of(graph, layout)
     sizes = layout.sizes(graph)
     costs = price(structure.plan, sizes, machine)
-    time = step_time(costs, sizes, machine, layout.schedule)
+    time = step_time(costs, sizes, Pace.of(machine), layout.schedule)
     memory = memory_use(structure.memory, sizes, machine.memory_reserve_bytes, layout.schedule)
     broken = violations(graph, structure.constraints, layout, sizes, memory.total, machine)
     estimate = _estimate(graph, layout, machine, costs, time, memory, broken)
@@ -94,7 +99,7 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
     return replace(estimate, warnings=warnings(structure.plan, sizes, machine))
 
 
-def _slice(machine: Machine, layout: Layout) -> Machine:
+def part_for(machine: Machine, layout: Layout) -> Machine:
     """The part of a machine that layouts of one number of ranks run on, where it is let in parts."""
     if not any(tier.shapes for tier in machine.tiers):
         return machine
@@ -142,5 +147,6 @@ def _estimate(
         assumptions=(*ASSUMPTIONS, *graph.notes, *machine.assumptions),
         sources=machine.sources,
         counted="samples" if per_sequence is None else "tokens",
+        interval=machine.framework.interval,
     )
     return estimate if estimate.shape else estimate.at(0)

@@ -17,6 +17,7 @@ from perfmodel.collective import share_at
 from perfmodel.engine import Matmul
 from perfmodel.errors import MachineError
 from perfmodel.formulas import matmul as formulas
+from perfmodel.framework import Framework
 from perfmodel.kernel import Demand
 from perfmodel.machine import Machine
 from perfmodel.network import Network
@@ -41,6 +42,7 @@ from perfmodel.work import (
 
 WEIGHTS = "weights"
 """The part of the backward pass that only makes gradients of weights."""
+UPDATE = "update"
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -78,12 +80,14 @@ class CollectiveCost:
 class Costs:
     """Seconds by place: kernels by phase, collectives by class; before any overlap.
 
+    launches: kernels and collectives that the host launches [1]
     engine: seconds of the kernels of one step by what decides them: an engine or the memory
 
     `engine` and `collectives` are worked out when asked for.
     """
 
     compute: Mapping[Place, Number]
+    launches: Mapping[Place, Number]
     engine: Mapping[str, Number]
     communication: Mapping[Place, Number]
     collectives: Iterable[CollectiveCost]
@@ -101,6 +105,7 @@ def price(plan: Plan, sizes: Mapping[str, Number], machine: Machine) -> Costs:
     communication, hauls = _price_traffic(alike.traffics, table, machine)
     return Costs(
         compute=compute,
+        launches=_launches(alike, table, machine.framework),
         engine=_by_engine(decided, sizes[MICROBATCH]),
         communication=communication,
         collectives=Again(lambda: (hauls[id(t)].cost(sizes) for t in plan.traffics)),
@@ -156,6 +161,24 @@ def _grouped(items: Iterable[tuple[T, str, Sequence[Amount]]]) -> list[_Alike[T]
     ]
 
 
+def _launches(groups: _Groups, table: Table, framework: Framework) -> dict[Place, Number]:
+    """Kernels and collectives by place, where the host's time to launch them is known."""
+    launches: dict[Place, Number] = {}
+    if not np.any(framework.host_seconds):
+        return launches
+    for kernels in groups.computes:
+        kinds = table.kinds(kernels.symbols)
+        for c in kernels.items:
+            place = place_of(c)
+            _add(launches, place, kinds.spread(kinds.evaluate.amount(c.times) * left(place, framework)))
+    for calls in groups.traffics:
+        kinds = table.kinds(calls.symbols)
+        for t in calls.items:
+            several = kinds.evaluate.term(Term(1.0).times(t.axes)) > 1.0
+            _add(launches, place_of(t), kinds.spread(kinds.evaluate.amount(t.times) * several))
+    return launches
+
+
 def _price_kernels(
     groups: Sequence[_Alike[Compute]], table: Table, machine: Machine
 ) -> tuple[dict[Place, Number], dict[tuple[str, bool], Number]]:
@@ -178,13 +201,30 @@ def _price_alike(
     compute: dict[Place, Number] = {}
     decided: dict[tuple[str, bool], Number] = {}
     for c in computes:
-        seconds = kernel_seconds(c, evaluate, machine)
-        times, slowest = evaluate.amount(c.times), _slowest(seconds)
-        place = Place(repeated=c.repeated, stages=c.stages, part=WEIGHTS if c.weights else c.phase)
+        seconds = in_step(kernel_seconds(c, evaluate, machine), machine.framework)
+        place, slowest = place_of(c), _slowest(seconds)
+        times = evaluate.amount(c.times) * left(place, machine.framework)
         _add(compute, place, times * (slowest + machine.kernel_launch_seconds))
         for name, value in seconds.items():
             _add(decided, (name, c.repeated), times * np.where(value < slowest, 0.0, value))
     return compute, decided
+
+
+def place_of(it: Compute | Traffic) -> Place:
+    """Where in the step a kernel or a collective runs."""
+    part = it.klass if isinstance(it, Traffic) else WEIGHTS if it.weights else it.phase
+    return Place(repeated=it.repeated, stages=it.stages, part=part)
+
+
+def left(place: Place, framework: Framework) -> Number:
+    """Share of the kernels there that a framework leaves to run by themselves."""
+    return framework.accumulation if place.repeated and place.part == UPDATE else 1.0
+
+
+def in_step(seconds: Mapping[str, Number], framework: Framework) -> dict[str, Number]:
+    """Seconds that a kernel's engines and memory need in a step that a framework runs."""
+    factors = framework.slower
+    return {name: value * factors[name] if name in factors else value for name, value in seconds.items()}
 
 
 def _by_engine(decided: Mapping[tuple[str, bool], Number], microbatches: Number) -> Late:
@@ -306,7 +346,7 @@ def _price_traffic(
             size, times = evaluate.term(t.bytes), evaluate.amount(t.times)
             cost = network.cost(t.kind, t.axes)
             each = cost.seconds(size)
-            _add(here, Place(repeated=t.repeated, stages=t.stages, part=t.klass), times * each)
+            _add(here, place_of(t), times * each)
             hauls[id(t)] = _Haul(traffic=t, kinds=kinds, bytes=size, each=each, bound=cost.optimum(size), times=times)
         for place, value in here.items():
             _add(communication, place, kinds.spread(value))

@@ -4,7 +4,8 @@ A step is M microbatches through pp stages, then what happens once: the reductio
 
     step = M t_microbatch + bubble + t_once + overhead
 
-t_microbatch is that of the slowest stage, compute plus the communication that compute does not hide; the bubble is
+t_microbatch is that of the slowest stage, compute plus the communication that compute does not hide, and never less
+than the host takes to launch it all; the bubble is
 what a microbatch takes on the other stages, less as the schedule has it (`perfmodel.formulas.pipeline`). How much
 compute may hide is one number per class of collective and machine: the share of the compute time that can run
 meanwhile. What happens once hides behind what the last microbatch leaves. The bounds are the same formula with every
@@ -29,7 +30,7 @@ from perfmodel.work import MESH, MICROBATCH, VIRTUAL, Late, Number
 CLASSES = ("tensor", "context", "expert", "fsdp", "batch", "pipeline")
 PHASES = ("forward", "recompute", "backward", "update")
 DATA = "data"
-PARTS = (*PHASES, *CLASSES, DATA, "bubble", "overhead")
+PARTS = (*PHASES, "host", *CLASSES, DATA, "bubble", "overhead")
 RUN = ("only", "first", "last")
 """Stages that may be the slowest: the single one, or an end of a pipeline, which has all that those between have."""
 
@@ -46,39 +47,64 @@ class StepTime:
     parts: Mapping[str, Number]
 
 
-def step_time(costs: Costs, sizes: Mapping[str, Number], machine: Machine, schedule: str = SCHEDULES[0]) -> StepTime:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """What decides how a step goes on, beside the seconds of its parts: share of compute that may hide each class of
+    collective [1], the host's time for a launch, the fixed cost of a step, what each doubling of the ranks adds [s].
+    """
+
+    overlap: Mapping[str, Number]
+    host: Number
+    overhead: Number
+    barrier: Number
+
+    @classmethod
+    def of(cls, machine: Machine) -> Pace:
+        """That of a machine with its framework."""
+        return cls(
+            overlap=machine.overlap,
+            host=machine.framework.host_seconds,
+            overhead=machine.step_overhead_seconds,
+            barrier=machine.barrier_seconds,
+        )
+
+
+def step_time(costs: Costs, sizes: Mapping[str, Number], pace: Pace, schedule: str = SCHEDULES[0]) -> StepTime:
     """Time of one training step for given costs, axis sizes and pipeline schedule."""
-    stages = [_Stage(costs, view, sizes[MICROBATCH]) for view in VIEWS]
+    stages = [_Stage(costs, view, sizes[MICROBATCH], pace.host) for view in VIEWS]
     pipeline = _Pipeline(schedule, sizes["pp"], sizes[VIRTUAL])
     expected, lower, upper = (
-        _Step(stages, pipeline, overlap, _overhead(sizes, machine))
-        for overlap in (machine.overlap, dict.fromkeys((*CLASSES, DATA), 1.0), {})
+        _Step(stages, pipeline, overlap, _overhead(sizes, pace))
+        for overlap in (pace.overlap, dict.fromkeys((*CLASSES, DATA), 1.0), {})
     )
     return StepTime(
         expected=expected.total, lower=lower.total, upper=upper.total, parts=Late(PARTS, expected.seconds_of)
     )
 
 
-def _overhead(sizes: Mapping[str, Number], machine: Machine) -> Number:
+def _overhead(sizes: Mapping[str, Number], pace: Pace) -> Number:
     """Fixed cost of a step: ranks that communicate wait for each other, longer with each doubling of them."""
     ranks = math.prod(sizes[axis] for axis in MESH)
-    return machine.step_overhead_seconds + machine.barrier_seconds * np.log2(ranks)
+    return pace.overhead + pace.barrier * np.log2(ranks)
 
 
 class _Stage:
     """Seconds of one stage before any overlap, by part; without the parts that the program does not have.
 
-    microbatch, compute: seconds of the kernels of a microbatch, and of a step
+    microbatch, compute: seconds of the kernels of a microbatch, with what the stage waits for the host, and of a step
     """
 
-    def __init__(self, costs: Costs, view: str, count: Number) -> None:
+    def __init__(self, costs: Costs, view: str, count: Number, host_seconds: Number) -> None:
         self.count = count
         self.repeated = _by_part(costs.compute, view, repeated=True)
         self.once = _by_part(costs.compute, view, repeated=False)
         sent, reduced = (_by_part(costs.communication, view, repeated=repeated) for repeated in (True, False))
         self.traffic = {klass: seconds for klass in CLASSES for seconds in _found(sent, klass)}
         self.traffic.update((DATA, seconds) for seconds in _found(reduced, DATA))
-        self.microbatch = _total(seconds for name in (*PHASES, WEIGHTS) for seconds in _found(self.repeated, name))
+        kernels = _total(seconds for name in (*PHASES, WEIGHTS) for seconds in _found(self.repeated, name))
+        launches = tuple(_by_part(costs.launches, view, repeated=True).values())
+        self.waits = np.maximum(host_seconds * _total(launches) - kernels, 0.0) if launches else 0.0
+        self.microbatch = _total((kernels, *((self.waits,) if launches else ())))
         self.weights = _total(_found(self.repeated, WEIGHTS))
         self.compute = _total(_total(spent) for name in PHASES if (spent := tuple(self._spent(name))))
 
@@ -106,7 +132,7 @@ class _Step:
     """A step of the slowest stage, under given overlap."""
 
     def __init__(
-        self, stages: Sequence[_Stage], pipeline: _Pipeline, overlap: Mapping[str, float], overhead: Number
+        self, stages: Sequence[_Stage], pipeline: _Pipeline, overlap: Mapping[str, Number], overhead: Number
     ) -> None:
         self._stages, self._pipeline, self._overhead = stages, pipeline, overhead
         self._exposed = [exposed_seconds(stage.traffic, stage.microbatch, overlap) for stage in stages]
@@ -123,13 +149,15 @@ class _Step:
         return np.where(self._pipelined, np.where(self._first, first, last), only)
 
     def _step(self, view: int) -> Number:
-        waits = (*self._exposed[view], "bubble", "overhead")
+        waits = ("host", *self._exposed[view], "bubble", "overhead")
         return _total((self._stages[view].compute, *(self._part(view, name) for name in waits)))
 
     def _part(self, view: int, name: str) -> Number:
         stage, exposed = self._stages[view], self._exposed[view]
         if name in PHASES:
             return stage.phase(name)
+        if name == "host":
+            return stage.count * stage.waits
         if name == "bubble":
             return self._bubble(view)
         if name == "overhead":
@@ -153,7 +181,7 @@ class _Step:
         return _total((self._stages[view].microbatch, *waited))
 
 
-def exposed_seconds(traffic: Mapping[str, Number], compute: Number, overlap: Mapping[str, float]) -> dict[str, Number]:
+def exposed_seconds(traffic: Mapping[str, Number], compute: Number, overlap: Mapping[str, Number]) -> dict[str, Number]:
     """Communication that is left to wait for: each class hides behind its share of the compute time, as far as the
     classes before it have not used that time up.
     """

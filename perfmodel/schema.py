@@ -27,6 +27,7 @@ Extents = Several[Annotated[int, Field(ge=0)]]
 Sizes = Several[Whole]
 Shapes = Several[Sizes]
 Tiles = Several[Annotated[list[Whole], Field(min_length=3, max_length=3)]]
+Factors = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 Curve = Several[Annotated[list[Positive], Field(min_length=2, max_length=2)]]
 
 
@@ -71,6 +72,7 @@ DIMENSION = {
     "inner": "time",
     "curve": "size",
     "up_to": "size",
+    "host": "time",
 }
 """Path (or its last part) -> dimension of the number there; everything else is a count."""
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from perfmodel.calibration_spec import GATHERS, WAYS, AlgorithmSpec, CalibrationSpec, TierCalibration
 from perfmodel.machine_spec import MachineSpec, Offer, TierSpec
-from perfmodel.schema import Number, dimension_of, fault, numbers, parse
+from perfmodel.schema import Number, Strict, dimension_of, fault, numbers, parse
 from perfmodel.units import DIMENSIONS, to_si
 
 
 def parse_machine(data: dict[str, Any], where: str) -> MachineSpec:
     """A machine file whose parts agree with each other; raises MachineError with the path of the first fault."""
     spec: MachineSpec = parse(MachineSpec, data, where)
-    _check_units(spec, where)
+    check_units(spec, where)
     _check_names("tiers", spec.tiers, where)
     _check_names("offers", spec.offers, where)
     if "bf16" not in spec.chip.quoted:
@@ -40,7 +40,7 @@ def parse_calibration(
     That of a machine which this one extends may have another name, and tiers that this one lacks.
     """
     spec: CalibrationSpec = parse(CalibrationSpec, data, where)
-    _check_units(spec, where)
+    check_units(spec, where)
     _check_names("tiers", spec.tiers, where)
     if spec.machine != machine.name and not inherited:
         raise fault(where, "machine", repr(spec.machine), f"{machine.name!r}, the machine that it calibrates")
@@ -110,7 +110,8 @@ def _check_names(path: str, items: Sequence[TierSpec | TierCalibration | Algorit
             raise fault(where, f"{path}.{name}", f"the name {name!r} {names.count(name)} times", "it once")
 
 
-def _check_units(spec: MachineSpec | CalibrationSpec, where: str) -> None:
+def check_units(spec: Strict, where: str) -> None:
+    """Raises MachineError for a unit that is none of what a number measures."""
     for path, number in numbers(spec):
         dimension = dimension_of(path)
         if number.unit not in DIMENSIONS[dimension]:
@@ -118,7 +119,7 @@ def _check_units(spec: MachineSpec | CalibrationSpec, where: str) -> None:
             raise fault(where, f"{path}.unit", repr(number.unit), expected, f"write a unit of {dimension}")
 
 
-def si_of(spec: MachineSpec | CalibrationSpec) -> dict[str, float]:
+def si_of(spec: Strict) -> dict[str, float]:
     """Numbers in SI, by dotted path; lists aside."""
     return {
         path: to_si(number.value, number.unit, dimension_of(path))

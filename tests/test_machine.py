@@ -201,7 +201,9 @@ def test_every_fact_of_a_shipped_machine_stands_in_its_file_or_in_one_that_it_ex
     assert tuple(data["extends"] for data in files if "extends" in data) == BELOW.get(name, ())
     calibrated = next(filter(has_calibration, (name, *BELOW.get(name, ()))), None)
     files += chain(calibrated, folder / "calibrations") if calibrated else []
-    facts = list(load_machine(name).facts.values())
+    machine = load_machine(name)
+    files += chain(machine.framework.name, folder / "frameworks")
+    facts = list(machine.facts.values())
     for number in raw_numbers(files[0]):
         assert Fact(**number) in facts
     stated = [Fact(**number) for data in files for number in raw_numbers(data)]
@@ -216,9 +218,15 @@ def test_every_fact_of_a_shipped_machine_stands_in_its_file_or_in_one_that_it_ex
 @pytest.mark.parametrize("name", ["h100", "trn2"])
 def test_every_number_of_a_file_that_extends_none_is_a_fact(name: str) -> None:
     folder = resources.files("hardware_specs")
-    facts = list(load_machine(name).facts.values())
-    for file in (folder / f"{name}.toml", folder / "calibrations" / f"{name}.toml"):
-        for number in raw_numbers(tomllib.loads(file.read_text())):
+    machine = load_machine(name)
+    facts = list(machine.facts.values())
+    framework = tomllib.loads((folder / "frameworks" / f"{machine.framework.name}.toml").read_text())
+    of_others = [other for other in framework.get("machines", {}) if other != name]
+    for other in of_others:
+        del framework["machines"][other]
+    files = (folder / f"{name}.toml", folder / "calibrations" / f"{name}.toml")
+    for data in (framework, *(tomllib.loads(file.read_text()) for file in files)):
+        for number in raw_numbers(data):
             facts.remove(Fact(**number))
     assert facts == []
 

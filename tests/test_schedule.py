@@ -13,7 +13,7 @@ from machines import fake_machine
 
 from perfmodel.machine import Machine
 from perfmodel.price import WEIGHTS, Costs, Place
-from perfmodel.schedule import CLASSES, PHASES, StepTime, exposed_seconds, step_time
+from perfmodel.schedule import CLASSES, PHASES, Pace, StepTime, exposed_seconds, step_time
 from perfmodel.stage import EVERY, FIRST, LAST, Stages
 from perfmodel.work import SYMBOLS
 
@@ -37,11 +37,19 @@ def timed(
     M: Any = 1.0,
     machine: Machine | None = None,
     schedule: str = "1f1b",
+    launches: Seconds | None = None,
     **sizes: Any,
 ) -> StepTime:
-    costs = Costs(compute=compute, engine={}, communication=communication, collectives=(), model_flops=0.0)
+    costs = Costs(
+        compute=compute,
+        launches=launches or {},
+        engine={},
+        communication=communication,
+        collectives=(),
+        model_flops=0.0,
+    )
     at = {**dict.fromkeys(SYMBOLS, 1.0), "microbatch": M, **sizes}
-    return step_time(costs, at, machine or fake_machine(), schedule)
+    return step_time(costs, at, Pace.of(machine or fake_machine()), schedule)
 
 
 # -- overlap ------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from perfmodel import Layout, check_chips, load_machine, slice_of
     from tuner.table import report
 
-    machine = load_machine(arguments.machine)
+    machine = load_machine(arguments.machine, framework=arguments.framework)
     ranks = check_chips(machine, arguments.chips)
     fixed = Layout.read_keys(arguments.fix)
     graphs = _programs(arguments, fixed, output)

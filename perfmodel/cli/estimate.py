@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from perfmodel.report.estimate import estimate_report
     from perfmodel.rules import OUT_OF_MEMORY
 
-    machine = load_machine(arguments.machine)
+    machine = load_machine(arguments.machine, framework=arguments.framework)
     ranks = check_chips(machine, arguments.chips)
     if not arguments.layout.strip(" ,"):
         raise LayoutError(f"--layout: got {arguments.layout!r}, expected at least one key: write it as fsdp=8,tp=4")

@@ -18,6 +18,10 @@ ASSIGN = (
     "has one; may be repeated"
 )
 MACHINE = "machine name (see `perfmodel hardware list`) or path of a .toml file"
+FRAMEWORK = (
+    "what runs the step: neuron, xla-gpu, xla-tpu, megatron, torch, or the path of a .toml file (default: what JAX "
+    "programs run by on the machine)"
+)
 MESH_AXIS = "what an axis of the program's own mesh stands for, as in data=dp,fsdp; may be repeated"
 
 
@@ -54,6 +58,7 @@ def load(arguments: argparse.Namespace, *, recompute: str) -> Program:
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """The machine and how much of it."""
     parser.add_argument("--machine", required=True, metavar="MACHINE", help=MACHINE)
+    parser.add_argument("--framework", metavar="F", help=FRAMEWORK)
     parser.add_argument("--chips", required=True, type="count", metavar="N", help="accelerators, as one buys them")
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from perfmodel.cli.output import Output
+
+if TYPE_CHECKING:
+    from perfmodel.validate import Validation
 
 SUMMARY = "compare predicted with measured training steps"
 
@@ -20,6 +24,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--max-mape", type="number", metavar="SHARE", help="exit 1 where the mean absolute error is above, as in 0.1"
     )
     parser.add_argument("--rows", action="store_true", help="list every row, not only the worst")
+    parser.add_argument(
+        "--cross", choices=("source", "model", "machine"), help="predict each row without those that share this with it"
+    )
+    parser.add_argument("--fit", metavar="FRAMEWORK", help="fit a framework to the rows that it ran; needs --out")
+    parser.add_argument("--out", metavar="FILE.toml", help="the fitted framework")
     parser.add_argument("--plot", metavar="FILE.png", help="draw predicted against measured there")
 
 
@@ -28,8 +37,21 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from perfmodel import validate
     from perfmodel.report.validate import validate_json, validate_report
 
+    _check(arguments)
     with output.progress("predicting") as progress:
-        found = validate(arguments.table, source=arguments.source, hardware=arguments.hardware, progress=progress)
+        found = validate(
+            arguments.table,
+            source=arguments.source,
+            hardware=arguments.hardware,
+            runs=bool(arguments.cross or arguments.fit),
+            progress=progress,
+        )
+    if arguments.fit:
+        _fit(found, arguments, output)
+    if arguments.cross:
+        from perfmodel.validate.cross import crossed
+
+        found = crossed(found, arguments.cross)
     if arguments.plot:
         from perfmodel.report.scatter import draw
 
@@ -37,3 +59,25 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         output.note(f"wrote {arguments.plot}")
     output.result(lambda: validate_json(found), *validate_report(found, every_row=arguments.rows))
     return 1 if arguments.max_mape is not None and not found.errors.mape <= arguments.max_mape else 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from perfmodel.errors import MachineError
+
+    if bool(arguments.fit) != bool(arguments.out):
+        given, missing = ("--fit", "--out FILE.toml") if arguments.fit else ("--out", "--fit FRAMEWORK")
+        raise MachineError(f"{given}: got it alone, expected {missing} too: add it")
+
+
+def _fit(found: Validation, arguments: argparse.Namespace, output: Output) -> None:
+    from datetime import date
+    from pathlib import Path
+
+    from perfmodel.framework_file import framework_text, read_framework
+    from perfmodel.validate.cross import runs_of
+    from perfmodel.validate.framework_text import fitted_text
+
+    spec = read_framework(arguments.fit)
+    text = fitted_text(framework_text(arguments.fit), spec, runs_of(found, spec.name), date=date.today().isoformat())
+    Path(arguments.out).write_text(text, encoding="utf-8")
+    output.note(f"wrote {arguments.out}")

@@ -21,6 +21,7 @@ PARTS: Mapping[str, str] = {
     "recompute": "recomputation",
     "backward": "backward compute",
     "update": "optimizer update",
+    "host": "waiting for kernels to be launched",
     "tensor": "tensor-parallel collectives, exposed",
     "context": "context-parallel collectives, exposed",
     "expert": "expert-parallel collectives, exposed",
@@ -47,10 +48,16 @@ def estimate_report(estimate: Estimate) -> Iterator[RenderableType]:
 def summary(estimate: Estimate) -> Iterator[tuple[str, str]]:
     """The answer in words."""
     lower, upper = (format_seconds(float(x)) for x in (estimate.lower_s, estimate.upper_s))
+    low, high = (format_seconds(float(x)) for x in estimate.likely_s)
     needed, capacity = float(estimate.memory_bytes), float(estimate.memory_capacity_bytes)
     yield (
         "step time",
         f"{format_seconds(float(estimate.step_time_s))}  ({lower} with perfect overlap, {upper} with none)",
+    )
+    known = estimate.interval is not None
+    yield (
+        "likely",
+        f"{low} to {high} (four of five runs)" if known else "unknown: no run of such a machine was compared",
     )
     yield "MFU", f"{100 * float(estimate.mfu):.1f} %"
     yield "throughput", f"{format_count(float(estimate.tokens_per_s))} {estimate.counted}/s"

@@ -16,9 +16,10 @@ from typing import TypeVar
 from perfmodel.errors import ModelError, PerfModelError
 from perfmodel.estimate import Estimate
 from perfmodel.graph import Graph
-from perfmodel.predict import predict
+from perfmodel.predict import part_for, predict, structure_of
 from perfmodel.validate.case import Case, case_of
 from perfmodel.validate.rows import Row, RowError, read_rows
+from perfmodel.validate.runs import Run, run_of
 from perfmodel.validate.score import Errors, Ranking, errors, ranking
 
 __all__ = ["Prediction", "Skipped", "Validation", "validate"]
@@ -31,24 +32,20 @@ Progress = Callable[[int, int], None]
 class Prediction:
     """A run as predicted and as measured.
 
+    seconds: predicted
+    bounds: seconds between which four of five measurements are
     ideal: seconds by the same model with every efficiency at 1
     half_peak: seconds of the model FLOPs at half of the peak
+    run: what it takes before any framework, where that was asked for
     """
 
     case: Case
     estimate: Estimate
+    seconds: float
+    bounds: tuple[float, float]
     ideal: float
     half_peak: float
-
-    @property
-    def seconds(self) -> float:
-        """Predicted seconds."""
-        return float(self.estimate.step_time_s)
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Seconds with perfect overlap, and with none."""
-        return float(self.estimate.lower_s), float(self.estimate.upper_s)
+    run: Run | None = None
 
     @property
     def error(self) -> float:
@@ -124,12 +121,17 @@ def grouped(items: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
 
 
 def validate(
-    table: str | Path | None = None, *, source: str = "", hardware: str = "", progress: Progress = lambda *_: None
+    table: str | Path | None = None,
+    *,
+    source: str = "",
+    hardware: str = "",
+    runs: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> Validation:
     """Predict the runs of a table, by default of those published, whose source and hardware match regular expressions.
 
-    Every other row of a match is told with the reason. `progress` is told how many rows of how many are done. Raises
-    ModelError for a table that cannot be read, or where no row matches.
+    Every other row of a match is told with the reason. `runs` keeps what frameworks can be fitted to. `progress` is
+    told how many rows of how many are done. Raises ModelError for a table that cannot be read, or where no row matches.
     """
     rows = _matching(read_rows(table), {"source": source, "hardware": hardware})
     skipped: list[Skipped] = []
@@ -143,7 +145,7 @@ def validate(
             programs.setdefault(case.program, []).append(case)
     predictions: list[Prediction] = []
     for cases in programs.values():
-        done, left_out = _predicted(cases)
+        done, left_out = _predicted(cases, runs=runs)
         predictions += done
         skipped += left_out
         progress(len(predictions) + len(skipped), len(rows))
@@ -170,7 +172,7 @@ def _pattern(column: str, text: str) -> re.Pattern[str]:
         raise ModelError(f"{column}: got {text!r} ({error}), expected a regular expression: mend it") from None
 
 
-def _predicted(cases: Sequence[Case]) -> tuple[list[Prediction], list[Skipped]]:
+def _predicted(cases: Sequence[Case], *, runs: bool) -> tuple[list[Prediction], list[Skipped]]:
     """Predictions of runs of one program, which is traced once."""
     predictions: list[Prediction] = []
     skipped: list[Skipped] = []
@@ -180,7 +182,7 @@ def _predicted(cases: Sequence[Case]) -> tuple[list[Prediction], list[Skipped]]:
         return [], [Skipped(row=case.row, reason=str(error)) for case in cases]
     for case in cases:
         try:
-            predictions.append(_prediction(case, graph))
+            predictions.append(_prediction(case, graph, runs=runs))
         except (RowError, PerfModelError) as error:
             skipped.append(Skipped(row=case.row, reason=str(error)))
     return predictions, skipped
@@ -193,10 +195,24 @@ def _graph(case: Case) -> Graph:
     return trace(train_program(case.config, seq_len=case.seq_len, recompute=case.layout.recompute))
 
 
-def _prediction(case: Case, graph: Graph) -> Prediction:
+def _prediction(case: Case, graph: Graph, *, runs: bool) -> Prediction:
     estimate = predict(graph, case.layout, case.machine)
     at_peak = float(estimate.mfu * estimate.step_time_s)
     if at_peak > case.seconds:
         raise RowError(f"contradicts itself: {at_peak / case.seconds:.3g} times the peak of {case.machine.name}")
     ideal = predict(graph, case.layout, case.ideal)
-    return Prediction(case=case, estimate=estimate, ideal=float(ideal.step_time_s), half_peak=2.0 * at_peak)
+    low, high = estimate.likely_s
+    return Prediction(
+        case=case,
+        estimate=estimate,
+        seconds=float(estimate.step_time_s),
+        bounds=(float(low), float(high)),
+        ideal=float(ideal.step_time_s),
+        half_peak=2.0 * at_peak,
+        run=_run(case, graph) if runs else None,
+    )
+
+
+def _run(case: Case, graph: Graph) -> Run:
+    plan = structure_of(graph, case.layout).plan
+    return run_of(plan, case.layout.sizes(graph), part_for(case.machine, case.layout))

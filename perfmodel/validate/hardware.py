@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import cache
 
 from perfmodel.catalog import machine_names
+from perfmodel.framework_file import framework_names, read_framework
+from perfmodel.framework_spec import FrameworkSpec
 from perfmodel.machine import Machine
 from perfmodel.machine_file import load_machine
 from perfmodel.units import UNITS
@@ -68,9 +70,21 @@ def precision_of(row: Row) -> str | None:
     raise RowError(f"precision {text!r} is not known")
 
 
+def framework_name(row: Row, machine: Machine) -> str:
+    """The framework that a row says ran it: of several that go by its words, or where none does, the machine's own."""
+    text, own = row.text("framework"), machine.framework.name
+    known = [name for name in framework_names() if re.search(_framework(name).runs, text, re.IGNORECASE)]
+    return own if own in known or not known else known[0]
+
+
 def machine_of(row: Row, *, calibrated: bool = True) -> tuple[Machine, list[str]]:
     """The machine of a row, with the network and at the precision that it states, and what is different there."""
-    machine, differs = _loaded(machine_name(row), calibrated), []
+    name, differs = machine_name(row), []
+    machine = _loaded(name, calibrated)
+    if calibrated:
+        machine = _loaded(name, calibrated, framework_name(row, machine))
+        if not re.search(_framework(machine.framework.name).runs, row.text("framework"), re.IGNORECASE):
+            differs.append(f"{row.text('framework') or 'no framework'} predicted as run by {machine.framework.name}")
     if (gbps := row.number("network_gbps")) is not None:
         machine = with_network(machine, gbps * GIGABIT)
     precision = precision_of(row)
@@ -88,8 +102,13 @@ F8 = "fp8 predicted as bf16 at the f8 matmul rate"
 
 
 @cache
-def _loaded(name: str, calibrated: bool) -> Machine:
-    return load_machine(name, calibrated=calibrated)
+def _loaded(name: str, calibrated: bool, framework: str | None = None) -> Machine:
+    return load_machine(name, calibrated=calibrated, framework=framework)
+
+
+@cache
+def _framework(name: str) -> FrameworkSpec:
+    return read_framework(name)
 
 
 def with_network(machine: Machine, bandwidth: float) -> Machine:
