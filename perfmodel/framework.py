@@ -20,6 +20,7 @@ class Framework:
     slower:       how many times as long as by themselves kernels take that an engine or the memory decides [1]
     host_seconds: time that the host takes to launch one kernel or collective; the ranks wait where it is slower [s]
     accumulation: share of the time of adding up the gradients of microbatches that is left: matmuls may do it [1]
+    combine:      largest message that gathers of weights, or reductions of their gradients, are combined into [B]
     interval:     by what factors four of five runs that no fit had seen are faster and slower than predicted [1]
     """
 
@@ -27,6 +28,7 @@ class Framework:
     slower: Mapping[str, Number] = field(default_factory=dict)
     host_seconds: Number = 0.0
     accumulation: Number = 1.0
+    combine: float = 0.0
     interval: tuple[float, float] | None = None
 
 

@@ -63,5 +63,6 @@ def framework_on(spec: FrameworkSpec, machines: Sequence[str]) -> Framework:
         slower=slower(**engines),
         host_seconds=si["host"],
         accumulation=si["accumulation"],
+        combine=si["combine"],
         interval=(faster, longer),
     )

@@ -39,6 +39,8 @@ class FrameworkSpec(Strict):
     runs:         what tables of runs call it, as a regular expression
     host:         time that the host takes to launch one kernel or collective
     accumulation: share of the time of adding up the gradients of microbatches that is left where matmuls may do it
+    combine:      largest message that the gathers of weights in a layer, or the reductions of their gradients, are
+                  combined into; 0 for none
     interval:     by what factors four of five runs that were left out are faster and slower than predicted
     """
 
@@ -48,6 +50,7 @@ class FrameworkSpec(Strict):
     fit: TrainingFit
     host: Number[Amount]
     accumulation: Number[Share]
+    combine: Number[Amount]
     overlap: Overlap
     slower: Slower
     interval: Number[Factors]

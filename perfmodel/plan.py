@@ -34,12 +34,15 @@ class Compute(Demand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Equal collectives: `times` per microbatch (or per step); `klass` says what they may overlap with."""
+    """Equal collectives: `times` per microbatch (or per step), in a loop body that runs `trips` times; `klass` says
+    what they may overlap with.
+    """
 
     kind: str
     axes: tuple[str, ...]
     bytes: Term
     times: Amount
+    trips: Term
     phase: str
     klass: str
     repeated: bool
@@ -166,6 +169,7 @@ def _collective(sharded: ShardedGraph, node: Reshard, when: _When, stages: Stage
         axes=tuple(axis for axis in MESH if axis in node.axes),
         bytes=node.bytes.times(node.axes, -1) if node.ring else node.bytes,
         times=amount([when.times.times(node.axes), when.times * Term(-1.0)] if node.ring else [when.times]),
+        trips=when.times,
         phase=when.phase,
         klass=klass_of(node.axes, when.repeated),
         repeated=when.repeated,
@@ -207,6 +211,7 @@ def _stage_sends(sharded: ShardedGraph, loop: LocalLoop, when: _When) -> list[Tr
             axes=("pp",),
             bytes=size,
             times=amount([when.times.times((VIRTUAL,))]),
+            trips=when.times,
             phase=when.phase,
             klass="pipeline",
             repeated=when.repeated,
@@ -239,7 +244,7 @@ def _place(c: Compute) -> tuple[object, ...]:
 def _merge_traffics(traffics: Sequence[Traffic]) -> tuple[Traffic, ...]:
     merged: dict[object, Traffic] = {}
     for t in traffics:
-        key = (t.kind, t.axes, t.bytes, t.phase, t.klass, t.repeated, t.stages)
+        key = (t.kind, t.axes, t.bytes, t.trips, t.phase, t.klass, t.repeated, t.stages)
         merged[key] = replace(t, times=plus(merged[key].times, t.times)) if key in merged else t
     return tuple(merged.values())
 

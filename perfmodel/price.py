@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -102,7 +102,7 @@ def price(plan: Plan, sizes: Mapping[str, Number], machine: Machine) -> Costs:
     evaluate = Evaluator(sizes)
     table, alike = Table(evaluate.sizes), _alike(Identity(plan))
     compute, decided = _price_kernels(alike.computes, table, machine)
-    communication, hauls = _price_traffic(alike.traffics, table, machine)
+    communication, hauls = _price_traffic(alike.bundles, table, machine)
     return Costs(
         compute=compute,
         launches=_launches(alike, table, machine.framework),
@@ -126,15 +126,51 @@ class _Groups:
     """A plan in groups of those that are alike."""
 
     computes: Sequence[_Alike[Compute]]
-    traffics: Sequence[_Alike[Traffic]]
+    bundles: Sequence[_Alike[Bundle]]
 
 
 @lru_cache(maxsize=64)
 def _alike(plan: Identity[Plan]) -> _Groups:
     return _Groups(
         computes=_grouped((c, "", (c.bytes, c.times, *c.flops.values(), *_sizes(c))) for c in plan.it.computes),
-        traffics=_grouped((t, t.axes[-1], (amount([t.bytes]), t.times, _apart(t.axes))) for t in plan.it.traffics),
+        bundles=_grouped((bundle, bundle[0].axes[-1], _needs(bundle)) for bundle in bundles(plan.it)),
     )
+
+
+Bundle: TypeAlias = tuple[Traffic, ...]
+"""Collectives of one kind over the same axes in one body of a loop, which a framework may combine into fewer."""
+
+COMBINED = ("fsdp",)
+"""Classes of collectives whose operands are there together: weights, and gradients of weights."""
+
+
+def bundles(plan: Plan) -> list[Bundle]:
+    """Collectives of a plan, those together that may be combined."""
+    found: dict[object, list[Traffic]] = {}
+    for t in plan.traffics:
+        together = t.klass in COMBINED and t.kind != "permute"
+        key = (t.kind, t.axes, t.trips, t.phase, t.repeated, t.stages) if together else id(t)
+        found.setdefault(key, []).append(t)
+    return [tuple(bundle) for bundle in found.values()]
+
+
+def _needs(bundle: Bundle) -> list[Amount]:
+    """What the time of a bundle depends on."""
+    each = (amounts for t in bundle for amounts in (amount([t.bytes]), t.times))
+    return [*each, amount([bundle[0].trips]), _apart(bundle[0].axes)]
+
+
+def message_bytes(bundle: Bundle, evaluate: Evaluator, combine: float) -> list[Number]:
+    """Bytes of the message that each collective of a bundle travels in: that of all of them together, cut into messages
+    of `combine` bytes at most, but into no more than there are collectives.
+    """
+    own = [evaluate.term(t.bytes) for t in bundle]
+    if not combine or bundle[0].klass not in COMBINED or bundle[0].kind == "permute":
+        return own
+    runs = [evaluate.amount(t.times) / evaluate.term(t.trips) for t in bundle]
+    total = sum(size * times for size, times in zip(own, runs, strict=True))
+    messages = np.clip(np.ceil(total / combine), 1.0, sum(runs))
+    return [total / messages] * len(bundle)
 
 
 def _sizes(kernel: Demand) -> list[Amount]:
@@ -171,11 +207,14 @@ def _launches(groups: _Groups, table: Table, framework: Framework) -> dict[Place
         for c in kernels.items:
             place = place_of(c)
             _add(launches, place, kinds.spread(kinds.evaluate.amount(c.times) * left(place, framework)))
-    for calls in groups.traffics:
+    for calls in groups.bundles:
         kinds = table.kinds(calls.symbols)
-        for t in calls.items:
-            several = kinds.evaluate.term(Term(1.0).times(t.axes)) > 1.0
-            _add(launches, place_of(t), kinds.spread(kinds.evaluate.amount(t.times) * several))
+        evaluate = kinds.evaluate
+        for bundle in calls.items:
+            several = evaluate.term(Term(1.0).times(bundle[0].axes)) > 1.0
+            for t, message in zip(bundle, message_bytes(bundle, evaluate, framework.combine), strict=True):
+                times = evaluate.amount(t.times) * evaluate.term(t.bytes) / message
+                _add(launches, place_of(t), kinds.spread(times * several))
     return launches
 
 
@@ -331,7 +370,7 @@ class _Haul:
 
 
 def _price_traffic(
-    groups: Sequence[_Alike[Traffic]], table: Table, machine: Machine
+    groups: Sequence[_Alike[Bundle]], table: Table, machine: Machine
 ) -> tuple[dict[Place, Number], dict[int, _Haul]]:
     """Seconds of collectives by place, and each of them."""
     communication: dict[Place, Number] = {}
@@ -342,12 +381,13 @@ def _price_traffic(
         evaluate = kinds.evaluate
         network = networks.setdefault(kinds, Network(kinds.sizes, machine))
         here: dict[Place, Number] = {}
-        for t in alike.items:
-            size, times = evaluate.term(t.bytes), evaluate.amount(t.times)
-            cost = network.cost(t.kind, t.axes)
-            each = cost.seconds(size)
-            _add(here, place_of(t), times * each)
-            hauls[id(t)] = _Haul(traffic=t, kinds=kinds, bytes=size, each=each, bound=cost.optimum(size), times=times)
+        for bundle in alike.items:
+            for t, message in zip(bundle, message_bytes(bundle, evaluate, machine.framework.combine), strict=True):
+                size, times = evaluate.term(t.bytes), evaluate.amount(t.times)
+                cost, share = network.cost(t.kind, t.axes), size / message
+                each, bound = cost.seconds(message) * share, cost.optimum(message) * share
+                _add(here, place_of(t), times * each)
+                hauls[id(t)] = _Haul(traffic=t, kinds=kinds, bytes=size, each=each, bound=bound, times=times)
         for place, value in here.items():
             _add(communication, place, kinds.spread(value))
     return communication, hauls

@@ -73,6 +73,7 @@ DIMENSION = {
     "curve": "size",
     "up_to": "size",
     "host": "time",
+    "combine": "size",
 }
 """Path (or its last part) -> dimension of the number there; everything else is a count."""
 

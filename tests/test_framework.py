@@ -28,13 +28,13 @@ from perfmodel.validate.program import config_of
 from perfmodel.validate.runs import Runs, run_of
 
 GRAPH = trace(train_program(config_of(row()), seq_len=128, recompute="none"))
-LAYOUTS = (
+_LAYOUTS = (
     Layout(dp=8, mb=1, global_batch=64, zero=0),
     Layout(fsdp=8, mb=2, global_batch=64),
     Layout(dp=2, tp=2, pp=2, mb=4, global_batch=64, zero=0),
     Layout(dp=2, cp=2, tp=2, mb=1, global_batch=64, zero=0),
 )
-LAYOUTS = tuple(replace(layout, recompute="none").settled() for layout in LAYOUTS)
+LAYOUTS = tuple(replace(layout, recompute="none").settled() for layout in _LAYOUTS)
 SLOW = Framework(
     name="slow", slower=slower(matrix=1.2, attention=1.5, memory=2.0), host_seconds=3e-5, accumulation=0.25
 )

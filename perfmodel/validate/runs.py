@@ -11,7 +11,7 @@ from perfmodel.framework import Framework
 from perfmodel.machine import Machine
 from perfmodel.network import Network
 from perfmodel.plan import Plan
-from perfmodel.price import Costs, Place, kernel_seconds, left, place_of
+from perfmodel.price import Costs, Place, bundles, kernel_seconds, left, message_bytes, place_of
 from perfmodel.schedule import Pace, step_time
 from perfmodel.work import Evaluator, Floats, Number, Term
 
@@ -41,12 +41,13 @@ def run_of(plan: Plan, sizes: Mapping[str, Number], machine: Machine) -> Run:
     evaluate = Evaluator(sizes)
     network = Network(evaluate.sizes, machine)
     calls: dict[Place, tuple[float, float]] = {}
-    for t in plan.traffics:
-        if evaluate.term(Term(1.0).times(t.axes)) > 1.0:
-            times = float(evaluate.amount(t.times))
-            each = float(network.cost(t.kind, t.axes).seconds(evaluate.term(t.bytes)))
-            seconds, count = calls.get(place_of(t), (0.0, 0.0))
-            calls[place_of(t)] = seconds + times * each, count + times
+    for bundle in bundles(plan):
+        if evaluate.term(Term(1.0).times(bundle[0].axes)) > 1.0:
+            cost = network.cost(bundle[0].kind, bundle[0].axes)
+            for t, message in zip(bundle, message_bytes(bundle, evaluate, machine.framework.combine), strict=True):
+                times = float(evaluate.amount(t.times) * evaluate.term(t.bytes) / message)
+                seconds, count = calls.get(place_of(t), (0.0, 0.0))
+                calls[place_of(t)] = seconds + times * float(cost.seconds(message)), count + times
     needed = [kernel_seconds(c, evaluate, machine) for c in plan.computes]
     return Run(
         machine=machine,
