@@ -46,6 +46,7 @@ class Kernel(Demand):
 
     phase: str
     label: str
+    scope: str
     source: str
     nodes: tuple[int, ...]
     inputs: tuple[int, ...] = ()
@@ -74,6 +75,7 @@ def kernel_of(
         keys=attended(sharded, main),
         phase=main.op.phase,
         label=main.op.kind,
+        scope=main.op.scope,
         source=main.op.source,
         nodes=tuple(sorted(own)),
         inputs=tuple(inputs),

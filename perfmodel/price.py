@@ -6,10 +6,10 @@ quantity is an array along the dims of the sizes that it depends on, no more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from perfmodel.work import (
     Term,
     amount,
     growth,
+    largest,
     symbols_of,
 )
 
@@ -53,6 +54,29 @@ class Place:
     repeated: bool
     stages: Stages
     part: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelCost:
+    """All equal kernels of a step on one rank that stand at one place of the program.
+
+    label:   the op that does most in it; `source` is its line, `layer` what it belongs to (`perfmodel.layer`)
+    stages:  of a pipeline, that run it
+    decides: the engine that takes longest, or memory
+    count:   launches in a step [1]
+    seconds, flops, bytes: of all of them together, launch overheads among the seconds [s], [FLOP], [B]
+    """
+
+    label: str
+    source: str
+    layer: str
+    phase: str
+    stages: Stages
+    decides: Any
+    count: Number
+    seconds: Number
+    flops: Number
+    bytes: Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +104,7 @@ class Costs:
 
     engine: seconds of the kernels of one step by what decides them: an engine or the memory
 
-    `engine` and `collectives` are worked out when asked for.
+    `engine`, `kernels` and `collectives` are worked out when asked for.
     """
 
     compute: Mapping[Place, Number]
@@ -88,6 +112,7 @@ class Costs:
     communication: Mapping[Place, Number]
     collectives: Iterable[CollectiveCost]
     model_flops: Number
+    kernels: Iterable[KernelCost] = ()
 
 
 DTYPES = {"bf16": "bf16", "f16": "f16", "f32": "f32", "f64": "f32"}
@@ -105,6 +130,7 @@ def price(plan: Plan, sizes: Mapping[str, Number], machine: Machine) -> Costs:
         communication=communication,
         collectives=Again(lambda: (hauls[id(t)].cost(sizes) for t in plan.traffics)),
         model_flops=evaluate.amount(plan.model_flops),
+        kernels=Again(lambda: _kernel_costs(plan, evaluate, machine)),
     )
 
 
@@ -185,6 +211,34 @@ def _price_alike(
         for name, value in seconds.items():
             _add(decided, (name, c.repeated), times * np.where(value < slowest, 0.0, value))
     return compute, decided
+
+
+def _kernel_costs(plan: Plan, evaluate: Evaluator, machine: Machine) -> Iterator[KernelCost]:
+    """Every kernel of a step by itself, wherever it stands."""
+    for c in plan.computes:
+        seconds = kernel_seconds(c, evaluate, machine)
+        each = _slowest(seconds) + machine.kernel_launch_seconds
+        flops = amount(Term(x, e) for terms in c.flops.values() for e, x in terms.items())
+        for origin in c.origins:
+            count = evaluate.amount(origin.times) * (evaluate.sizes[MICROBATCH] if c.repeated else 1.0)
+            yield KernelCost(
+                label=origin.label,
+                source=origin.source,
+                layer=origin.layer,
+                phase=c.phase,
+                stages=c.stages,
+                decides=_decider(seconds),
+                count=count,
+                seconds=count * each,
+                flops=count * evaluate.amount(flops),
+                bytes=count * evaluate.amount(c.bytes),
+            )
+
+
+def _decider(seconds: Mapping[str, Number]) -> Any:
+    """Name of what takes longest."""
+    name = np.array(list(seconds))[largest(list(seconds.values()))]
+    return name if name.ndim else str(name)
 
 
 def _by_engine(decided: Mapping[tuple[str, bool], Number], microbatches: Number) -> Late:

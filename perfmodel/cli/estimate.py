@@ -28,11 +28,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--global-batch", type="count", metavar="N", help="sequences per step over all ranks (default: the model's)"
     )
+    parser.add_argument("--by", choices=("kernel", "layer"), help="also list what the step spends in each of them")
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Predict and report; 1 where the layout does not fit into memory."""
     from perfmodel import Layout, LayoutError, check_chips, load_machine, predict, slice_of, trace
+    from perfmodel.report.breakdown import breakdown_json, breakdown_report
     from perfmodel.report.estimate import estimate_report
     from perfmodel.rules import OUT_OF_MEMORY
 
@@ -55,8 +57,14 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         f"{arguments.chips} x {machine.title} = {ranks} ranks, global batch {layout.global_batch}, {layout.notation()}"
     )
     output.result(
-        lambda: {"layout": layout.notation(), "global_batch": layout.global_batch, **estimate.to_json()},
+        lambda: {
+            "layout": layout.notation(),
+            "global_batch": layout.global_batch,
+            **estimate.to_json(),
+            **(breakdown_json(estimate, arguments.by) if arguments.by else {}),
+        },
         *estimate_report(estimate),
+        *(breakdown_report(estimate, arguments.by) if arguments.by else ()),
     )
     return 0 if estimate.fits else 1
 
