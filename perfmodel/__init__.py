@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from perfmodel.models import load_program
     from perfmodel.predict import predict
     from perfmodel.propose import propose
-    from perfmodel.trace import Argument, Hints, Program, named, trace
+    from perfmodel.trace import Argument, Cost, Hints, Program, named, trace
     from perfmodel.validate import Validation, validate
     from perfmodel.verify import Verification, verify
 
@@ -45,6 +45,7 @@ _HOMES = {
     "Argument": "trace",
     "AxisNameError": "errors",
     "Calibration": "calibrate.calibration",
+    "Cost": "trace",
     "Estimate": "estimate",
     "Graph": "graph",
     "Hints": "trace",
@@ -78,6 +79,7 @@ __all__ = [
     "Argument",
     "AxisNameError",
     "Calibration",
+    "Cost",
     "Estimate",
     "Graph",
     "Hints",

@@ -19,7 +19,18 @@ def test_public_names_are_these() -> None:
     import tuner
 
     assert perfmodel.__all__ == [
-        *("Argument", "AxisNameError", "Calibration", "Estimate", "Graph", "Hints", "Layout", "LayoutError", "Machine"),
+        *(
+            "Argument",
+            "AxisNameError",
+            "Calibration",
+            "Cost",
+            "Estimate",
+            "Graph",
+            "Hints",
+            "Layout",
+            "LayoutError",
+            "Machine",
+        ),
         *("MachineError", "Mesh", "ModelError", "PerfModelError", "Program", "StudyError", "TraceError"),
         *("Validation", "Verification", "calibrate", "check_chips", "load_graph", "load_machine", "load_program"),
         *("named", "predict", "propose", "slice_of", "trace", "validate", "verify"),
