@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TraceError,
     )
     from perfmodel.estimate import Estimate
+    from perfmodel.explain import Explanation, explain
     from perfmodel.graph import Graph
     from perfmodel.graph_file import load_graph
     from perfmodel.layout import Layout
@@ -47,6 +48,7 @@ _HOMES = {
     "Calibration": "calibrate.calibration",
     "Cost": "trace",
     "Estimate": "estimate",
+    "Explanation": "explain",
     "Graph": "graph",
     "Hints": "trace",
     "Layout": "layout",
@@ -63,6 +65,7 @@ _HOMES = {
     "Verification": "verify",
     "calibrate": "calibrate.calibration",
     "check_chips": "allocation",
+    "explain": "explain",
     "load_graph": "graph_file",
     "load_machine": "machine_file",
     "load_program": "models",
@@ -81,6 +84,7 @@ __all__ = [
     "Calibration",
     "Cost",
     "Estimate",
+    "Explanation",
     "Graph",
     "Hints",
     "Layout",
@@ -97,6 +101,7 @@ __all__ = [
     "Verification",
     "calibrate",
     "check_chips",
+    "explain",
     "load_graph",
     "load_machine",
     "load_program",
