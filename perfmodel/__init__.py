@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TraceError,
     )
     from perfmodel.estimate import Estimate
+    from perfmodel.explain import Explanation, explain
     from perfmodel.graph import Graph
     from perfmodel.graph_file import load_graph
     from perfmodel.layout import Layout
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from perfmodel.models import load_program
     from perfmodel.predict import predict
     from perfmodel.propose import propose
-    from perfmodel.trace import Argument, Hints, Program, named, trace
+    from perfmodel.trace import Argument, Cost, Hints, Program, named, trace
     from perfmodel.validate import Validation, validate
     from perfmodel.verify import Verification, verify
 
@@ -45,7 +46,9 @@ _HOMES = {
     "Argument": "trace",
     "AxisNameError": "errors",
     "Calibration": "calibrate.calibration",
+    "Cost": "trace",
     "Estimate": "estimate",
+    "Explanation": "explain",
     "Graph": "graph",
     "Hints": "trace",
     "Layout": "layout",
@@ -62,6 +65,7 @@ _HOMES = {
     "Verification": "verify",
     "calibrate": "calibrate.calibration",
     "check_chips": "allocation",
+    "explain": "explain",
     "load_graph": "graph_file",
     "load_machine": "machine_file",
     "load_program": "models",
@@ -78,7 +82,9 @@ __all__ = [
     "Argument",
     "AxisNameError",
     "Calibration",
+    "Cost",
     "Estimate",
+    "Explanation",
     "Graph",
     "Hints",
     "Layout",
@@ -95,6 +101,7 @@ __all__ = [
     "Verification",
     "calibrate",
     "check_chips",
+    "explain",
     "load_graph",
     "load_machine",
     "load_program",

@@ -74,27 +74,36 @@ def executed(sharded: ShardedGraph, local: LocalOp) -> list[tuple[str, str, Term
     """
     attention = local.op.kind.startswith("perfmodel.attention")
     return [
-        (_engine(local.op, work), work.dtype, _flops(sharded, local, work))
+        (_engine(local.op, work), work.dtype, _spread(sharded, local, work.flops * work.share, work.over))
         for work in local.op.work
         if work.engine == "tensor" or not attention
     ]
 
 
-def _flops(sharded: ShardedGraph, local: LocalOp, work: Work) -> Term:
-    term = Term(work.flops * work.share)
-    for i in work.over:
+def moved_bytes(sharded: ShardedGraph, local: LocalOp) -> Term | None:
+    """Bytes that one rank moves for a kernel that states them; None for other ops [B]."""
+    moved = local.op.moved
+    return None if moved is None else _spread(sharded, local, moved.bytes, moved.over)
+
+
+def _spread(sharded: ShardedGraph, local: LocalOp, whole: float, over: Iterable[int]) -> Term:
+    """What one rank has of an amount at traced sizes, spread over local indices."""
+    term = Term(whole)
+    for i in over:
         factor = sharded.graph.factors[local.op.local[i]]
         term = resized(term.times(local.axes[i], -1), factor.name, factor.named_size)
     return term
 
 
 def _engine(op: Op, work: Work) -> str:
-    """The matrix engine reaches another share of its peak inside attention kernels: the softmax stands in its way."""
+    """The matrix engine reaches another share of its peak inside attention kernels: the softmax stands in its way. What
+    a kernel from elsewhere does is told by engine; what other ops do, by their kind.
+    """
     if work.engine == "tensor":
         return "attention" if op.kind.startswith("perfmodel.attention") else "tensor"
-    if op.kind in SCALAR:
+    if op.kind in SCALAR or work.engine == "scalar":
         return "scalar"
-    return "gpsimd" if op.kind in GPSIMD else "vector"
+    return "gpsimd" if op.kind in GPSIMD or work.engine == "gpsimd" else "vector"
 
 
 def attended(sharded: ShardedGraph, local: LocalOp) -> Term | None:

@@ -6,15 +6,15 @@ Arrays broadcast: one that depends on few of the layout's dims may be small.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from perfmodel.price import CollectiveCost
+from perfmodel.price import CollectiveCost, KernelCost
 from perfmodel.rules import reason
-from perfmodel.work import Number
+from perfmodel.work import Again, Number, largest
 
 ARRAYS = (
     "step_time_s",
@@ -28,7 +28,10 @@ ARRAYS = (
     "cost_usd_per_hour",
     "usd_per_million_tokens",
 )
-TABLES = ("violations", "breakdown", "memory_parts", "engines")
+TABLES = ("violations", "breakdown", "memory_parts", "engines", "communication")
+UNPRINTED = ("engines", "communication", "kernels")
+"""What is in no JSON document unless it is asked for."""
+
 
 ENGINES = {
     "tensor": "matrix engine",
@@ -68,9 +71,13 @@ class Estimate:
     memory_parts:          bytes by what holds them; sums to memory_bytes
     warnings:              what one layout asks too much of a compiler or runtime, without being illegal
     engines:               seconds of the kernels by what decides them: an engine or the memory
+    communication:         seconds of the collectives by class before overlap, on the stage that decides the step; what
+                           `breakdown` has of them is exposed
+    kernels:               those of that stage; their seconds sum to the phases of `breakdown`
+    collectives:           of every stage, before overlap
 
-    Of arrays, `breakdown`, `memory_parts`, `engines`, `bound` and `collectives` are worked out each time that they are
-    asked for.
+    Of arrays, `breakdown`, `memory_parts`, `engines`, `communication`, `bound`, `kernels` and `collectives` are worked
+    out each time that they are asked for.
     """
 
     step_time_s: Number
@@ -86,6 +93,8 @@ class Estimate:
     breakdown: Mapping[str, Number]
     memory_parts: Mapping[str, Number]
     engines: Mapping[str, Number]
+    communication: Mapping[str, Number]
+    kernels: Iterable[KernelCost]
     collectives: Iterable[CollectiveCost]
     cost_usd_per_hour: Number
     usd_per_million_tokens: Number
@@ -120,9 +129,9 @@ class Estimate:
             parts["compute"] = parts["compute"] + self.breakdown[phase]
         names = np.array([LABELS.get(name, name) for name in parts])
         engines = np.array(list(ENGINES.values()))
-        largest = _largest(list(parts.values()))
-        engine = _largest([self.engines.get(name, 0.0) for name in ENGINES])
-        bound = np.where(largest == 0, engines[engine], names[largest])
+        part = largest(list(parts.values()))
+        engine = largest([self.engines.get(name, 0.0) for name in ENGINES])
+        bound = np.where(part == 0, engines[engine], names[part])
         return bound if bound.ndim else str(bound)
 
     def at(self, i: int) -> Estimate:
@@ -134,21 +143,23 @@ class Estimate:
         picked: dict[str, Any] = {name: pick(getattr(self, name)) for name in ARRAYS}
         for name in TABLES:
             picked[name] = {key: pick(value) for key, value in getattr(self, name).items()}
+        picked["kernels"] = Again(lambda: _pick_kernels(self.kernels, pick))
         picked["collectives"] = tuple(_pick_collective(c, pick) for c in self.collectives)
         needed, capacity = picked["memory_bytes"], picked["memory_capacity_bytes"]
         broken = (rule for rule, breaks in picked["violations"].items() if breaks)
         return replace(self, **picked, reasons=tuple(reason(rule, needed, capacity) for rule in broken))
 
     def to_json(self) -> dict[str, Any]:
-        """A scalar estimate as plain dicts and lists; collectives that never run are left out."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("collectives", *TABLES)}
+        """A scalar estimate as plain dicts and lists, but for its kernels; collectives that never run are left out."""
+        apart = {"collectives", *TABLES, *UNPRINTED}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         unknown = {name: None for name, x in plain.items() if isinstance(x, float) and math.isnan(x)}
         return {
             **plain,
             **unknown,
             "likely_s": self.likely_s,
             "bound": self.bound,
-            **{name: dict(getattr(self, name)) for name in TABLES if name != "engines"},
+            **{name: dict(getattr(self, name)) for name in TABLES if name not in UNPRINTED},
             "reasons": list(self.reasons),
             "warnings": list(self.warnings),
             "assumptions": list(self.assumptions),
@@ -169,11 +180,6 @@ class Estimate:
         }
 
 
-def _largest(numbers: Sequence[Number]) -> Any:
-    """Position of the largest number, the first of equal ones."""
-    return np.argmax(np.stack(np.broadcast_arrays(*numbers)), axis=0)
-
-
 class _Pick:
     """Takes one layout's element out of anything that broadcasts to `shape`, as a plain number."""
 
@@ -183,6 +189,14 @@ class _Pick:
     def __call__(self, value: Any) -> Any:
         item = np.broadcast_to(value, self._shape)[self._index] if np.ndim(value) else value
         return item.item() if hasattr(item, "item") else item
+
+
+def _pick_kernels(kernels: Iterable[KernelCost], pick: _Pick) -> Iterator[KernelCost]:
+    """One layout's kernels, without those that never run there."""
+    for k in kernels:
+        if pick(k.count):
+            picked = {name: pick(getattr(k, name)) for name in ("decides", "count", "seconds", "flops", "bytes")}
+            yield replace(k, **picked)
 
 
 def _pick_collective(c: CollectiveCost, pick: _Pick) -> CollectiveCost:

@@ -78,6 +78,14 @@ class Work:
     band: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Bytes that a kernel reads and writes at traced sizes, spread over the local indices `over`."""
+
+    bytes: float
+    over: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
     """One operation, or one kernel marked by the program.
@@ -93,6 +101,7 @@ class Op:
                   slice together) is reduced at once
     tied:         (follower, leader) local indices: the follower lies wherever the leader lies
     pinned:       (local index, mesh axes): where the program itself says that the index lies
+    moved:        what it moves, where that is stated; else each operand once and each result once
     """
 
     kind: str
@@ -109,6 +118,7 @@ class Op:
     tied: tuple[tuple[int, int], ...] = ()
     pinned: tuple[tuple[int, tuple[str, ...]], ...] = ()
     work: tuple[Work, ...] = ()
+    moved: Moved | None = None
     phase: str = "update"
     scope: str = ""
     source: str = ""
@@ -179,6 +189,8 @@ class Graph:
 
     def traffic(self, op: Op) -> float:
         """Bytes that an op by itself reads and writes, unsharded; of what it slices or updates, only the slice [B]."""
+        if op.moved is not None:
+            return op.moved.bytes
         if op.kind in ("dynamic_slice", "gather"):
             once, twice = op.operands[1:], op.results
         elif op.kind in ("dynamic_update_slice", "scatter"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perfmodel.errors import TraceError
-from perfmodel.graph import FORMAT, Factor, Graph, Loop, Node, Op, Parameter, Value, Work
+from perfmodel.graph import FORMAT, Factor, Graph, Loop, Moved, Node, Op, Parameter, Value, Work
 
 
 def from_json(data: Mapping[str, Any]) -> Graph:
@@ -40,8 +40,9 @@ def _node(data: Mapping[str, Any]) -> Node:
     if "trip" in data:
         fields = {k: _tuple(v) for k, v in data.items() if k != "body"}
         return Loop(**fields, body=tuple(_node(n) for n in data["body"]))
-    fields = {k: _tuple(v) for k, v in data.items() if k != "work"}
-    return Op(**fields, work=tuple(Work(**_tuples(w)) for w in data["work"]))
+    fields = {k: _tuple(v) for k, v in data.items() if k not in ("work", "moved")}
+    moved = Moved(**_tuples(data["moved"])) if data.get("moved") else None
+    return Op(**fields, work=tuple(Work(**_tuples(w)) for w in data["work"]), moved=moved)
 
 
 def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:

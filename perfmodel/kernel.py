@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from perfmodel.engine import Matmul, attended, executed, matmul, row_bytes
+from perfmodel.engine import Matmul, attended, executed, matmul, moved_bytes, row_bytes
 from perfmodel.graph import Op
 from perfmodel.sharded import LocalOp, ShardedGraph
 from perfmodel.work import Amount, Term, amount
@@ -46,6 +46,7 @@ class Kernel(Demand):
 
     phase: str
     label: str
+    scope: str
     source: str
     nodes: tuple[int, ...]
     inputs: tuple[int, ...] = ()
@@ -66,14 +67,17 @@ def kernel_of(
     inside = {copy for local in ops for copy in local.results}
     inputs = {copy: None for local in ops for copy in local.operands if copy not in inside}
     view = all(_is_view(local.op) for local in ops)
+    stated = moved_bytes(sharded, main)
+    crossing = [*_reads(sharded, ops), *_writes(sharded, ops, needed)] if stated is None else [stated]
     return Kernel(
         flops={key: amount(terms) for key, terms in flops.items()},
-        bytes={} if view else amount([*_reads(sharded, ops), *_writes(sharded, ops, needed)]),
+        bytes={} if view else amount(crossing),
         matmul=matmul(sharded, main),
         row=row_bytes(sharded, main),
         keys=attended(sharded, main),
         phase=main.op.phase,
         label=main.op.kind,
+        scope=main.op.scope,
         source=main.op.source,
         nodes=tuple(sorted(own)),
         inputs=tuple(inputs),

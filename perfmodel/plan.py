@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from perfmodel.fuse import kernels, regions
 from perfmodel.graph import Graph, Op
 from perfmodel.kernel import Demand, Kernel
+from perfmodel.layer import layer_of
 from perfmodel.sharded import LocalLoop, LocalNode, Reshard, ShardedGraph
 from perfmodel.stage import EVERY, StageMap, Stages, stage_map
 from perfmodel.state import LOCAL
@@ -18,10 +19,24 @@ from perfmodel.work import MESH, TP, VIRTUAL, Amount, Term, amount, plus, resize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where in the program some of several equal kernels stand, and how often these are launched.
+
+    layer: as `perfmodel.layer` tells it
+    """
+
+    label: str
+    source: str
+    layer: str
+    times: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Compute(Demand):
     """Equal kernels: `times` launches per microbatch (or per step, outside the microbatch loop).
 
     weights: whether they only make gradients of weights, which no other stage of a pipeline waits for
+    origins: where they stand in the program; their launches add up to `times`
     """
 
     times: Amount
@@ -30,6 +45,7 @@ class Compute(Demand):
     repeated: bool
     stages: Stages
     weights: bool = False
+    origins: tuple[Origin, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +85,15 @@ def analyse(sharded: ShardedGraph) -> Plan:
         for kernel in kernels(sharded, nodes):
             where = stages.of_kernel([nodes[i] for i in kernel.nodes])
             weights = kernel.phase == "backward" and apart.issuperset(kernel.nodes)
-            computes.append(replace(_compute(kernel, clock.when(loops, kernel.phase), where), weights=weights))
+            compute = _compute(sharded, kernel, loops, clock.when(loops, kernel.phase), where)
+            computes.append(replace(compute, weights=weights))
         for node in nodes:
             if isinstance(node, Reshard) and node.kind not in LOCAL:
                 traffics.append(_collective(sharded, node, clock.when(loops, node.phase), stages.of_node(node)))
             elif isinstance(node, LocalLoop):
                 when = clock.when(loops, node.loop.phase)
                 traffics.extend(_stage_sends(sharded, node, when))
-                computes.extend(_zero_fills(sharded, node, when, stages))
+                computes.extend(_zero_fills(sharded, node, loops, when, stages))
     return Plan(
         computes=_merge_computes(computes), traffics=_merge_traffics(traffics), model_flops=_model_flops(sharded)
     )
@@ -129,10 +146,13 @@ def _is_training(graph: Graph) -> bool:
     return any(op.phase == "backward" for _, op in graph.walk())
 
 
-def _compute(kernel: Kernel, when: _When, stages: Stages) -> Compute:
+def _compute(sharded: ShardedGraph, kernel: Kernel, loops: Sequence[LocalLoop], when: _When, stages: Stages) -> Compute:
+    times = amount([when.times])
+    layer = layer_of(sharded.graph, loops, kernel.scope, kernel.source, when.phase)
     return Compute(
         **{field.name: getattr(kernel, field.name) for field in fields(Demand)},
-        times=amount([when.times]),
+        times=times,
+        origins=(Origin(label=kernel.label, source=kernel.source, layer=layer, times=times),),
         phase=when.phase,
         label=kernel.label,
         repeated=when.repeated,
@@ -140,18 +160,23 @@ def _compute(kernel: Kernel, when: _When, stages: Stages) -> Compute:
     )
 
 
-def _zero_fills(sharded: ShardedGraph, loop: LocalLoop, when: _When, stages: StageMap) -> list[Compute]:
+def _zero_fills(
+    sharded: ShardedGraph, loop: LocalLoop, around: Sequence[LocalLoop], when: _When, stages: StageMap
+) -> list[Compute]:
     """Buffers that a loop accumulates into must be cleared first."""
     return [
         _compute(
+            sharded,
             Kernel(
                 flops={},
                 bytes=amount([sharded.copies[operand].bytes]),
                 phase=loop.loop.phase,
                 label="zeros",
-                source="",
+                scope=loop.loop.scope,
+                source=loop.loop.source,
                 nodes=(),
             ),
+            around,
             when,
             stages.of_copy(result),
         )
@@ -233,8 +258,17 @@ def _merge_computes(computes: Sequence[Compute]) -> tuple[Compute, ...]:
     for c in computes:
         flops = tuple(sorted((k, tuple(sorted(v.items()))) for k, v in c.flops.items()))
         key = (flops, c.matmul, c.row, c.keys, tuple(sorted(c.bytes.items())), *_place(c))
-        merged[key] = replace(c, times=plus(merged[key].times, c.times)) if key in merged else c
+        merged[key] = _together(merged[key], c) if key in merged else c
     return tuple(merged.values())
+
+
+def _together(c: Compute, other: Compute) -> Compute:
+    """Equal kernels of two places as one entry."""
+    origins = {(o.label, o.source, o.layer): o for o in c.origins}
+    for o in other.origins:
+        key = o.label, o.source, o.layer
+        origins[key] = replace(o, times=plus(origins[key].times, o.times)) if key in origins else o
+    return replace(c, times=plus(c.times, other.times), origins=tuple(origins.values()))
 
 
 def _place(c: Compute) -> tuple[object, ...]:

@@ -20,11 +20,11 @@ from perfmodel.limits import warnings
 from perfmodel.machine import Machine
 from perfmodel.memory import MemoryPlan, MemoryUse, memory_use, plan_memory
 from perfmodel.plan import Plan, analyse
-from perfmodel.price import Costs, price
+from perfmodel.price import Costs, KernelCost, price
 from perfmodel.rules import Constraint, constraints, violations
 from perfmodel.schedule import Pace, StepTime, step_time
 from perfmodel.shard import shard
-from perfmodel.work import Identity
+from perfmodel.work import Again, Identity
 
 ASSUMPTIONS = (
     "pipelines: every microbatch takes as long as on the slowest stage, and a bubble what it takes on the others",
@@ -141,6 +141,8 @@ def _estimate(
         breakdown=time.parts,
         memory_parts=memory.parts,
         engines=costs.engine,
+        communication=time.traffic,
+        kernels=Again(lambda: _running(costs, time)),
         collectives=costs.collectives,
         cost_usd_per_hour=usd_per_hour,
         usd_per_million_tokens=usd_per_hour / 3600.0 * time.expected / tokens * 1e6,
@@ -150,3 +152,11 @@ def _estimate(
         interval=machine.framework.interval,
     )
     return estimate if estimate.shape else estimate.at(0)
+
+
+def _running(costs: Costs, time: StepTime) -> Iterator[KernelCost]:
+    """Kernels of the stage that decides a step; where others decide it, they run 0 times."""
+    for kernel in costs.kernels:
+        runs = time.runs(kernel.stages)
+        amounts = ("count", "seconds", "flops", "bytes")
+        yield replace(kernel, **{name: getattr(kernel, name) * runs for name in amounts})

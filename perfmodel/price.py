@@ -6,10 +6,10 @@ quantity is an array along the dims of the sizes that it depends on, no more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from perfmodel.work import (
     Term,
     amount,
     growth,
+    largest,
     symbols_of,
 )
 
@@ -55,6 +56,29 @@ class Place:
     repeated: bool
     stages: Stages
     part: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelCost:
+    """All equal kernels of a step on one rank that stand at one place of the program.
+
+    label:   the op that does most in it; `source` is its line, `layer` what it belongs to (`perfmodel.layer`)
+    stages:  of a pipeline, that run it
+    decides: the engine that takes longest, or memory
+    count:   launches in a step [1]
+    seconds, flops, bytes: of all of them together, launch overheads among the seconds [s], [FLOP], [B]
+    """
+
+    label: str
+    source: str
+    layer: str
+    phase: str
+    stages: Stages
+    decides: Any
+    count: Number
+    seconds: Number
+    flops: Number
+    bytes: Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +107,7 @@ class Costs:
     launches: kernels and collectives that the host launches [1]
     engine: seconds of the kernels of one step by what decides them: an engine or the memory
 
-    `engine` and `collectives` are worked out when asked for.
+    `engine`, `kernels` and `collectives` are worked out when asked for.
     """
 
     compute: Mapping[Place, Number]
@@ -92,6 +116,7 @@ class Costs:
     communication: Mapping[Place, Number]
     collectives: Iterable[CollectiveCost]
     model_flops: Number
+    kernels: Iterable[KernelCost] = ()
 
 
 DTYPES = {"bf16": "bf16", "f16": "f16", "f32": "f32", "f64": "f32"}
@@ -110,6 +135,7 @@ def price(plan: Plan, sizes: Mapping[str, Number], machine: Machine) -> Costs:
         communication=communication,
         collectives=Again(lambda: (hauls[id(t)].cost(sizes) for t in plan.traffics)),
         model_flops=evaluate.amount(plan.model_flops),
+        kernels=Again(lambda: _kernel_costs(plan, evaluate, machine)),
     )
 
 
@@ -240,7 +266,7 @@ def _price_alike(
     compute: dict[Place, Number] = {}
     decided: dict[tuple[str, bool], Number] = {}
     for c in computes:
-        seconds = in_step(kernel_seconds(c, evaluate, machine), machine.framework)
+        seconds = slowed(kernel_seconds(c, evaluate, machine), machine.framework)
         place, slowest = place_of(c), _slowest(seconds)
         times = evaluate.amount(c.times) * left(place, machine.framework)
         _add(compute, place, times * (slowest + machine.kernel_launch_seconds))
@@ -260,10 +286,38 @@ def left(place: Place, framework: Framework) -> Number:
     return framework.accumulation if place.repeated and place.part == UPDATE else 1.0
 
 
-def in_step(seconds: Mapping[str, Number], framework: Framework) -> dict[str, Number]:
+def slowed(seconds: Mapping[str, Number], framework: Framework) -> dict[str, Number]:
     """Seconds that a kernel's engines and memory need in a step that a framework runs."""
     factors = framework.slower
     return {name: value * factors[name] if name in factors else value for name, value in seconds.items()}
+
+
+def _kernel_costs(plan: Plan, evaluate: Evaluator, machine: Machine) -> Iterator[KernelCost]:
+    """Every kernel of a step by itself, wherever it stands."""
+    for c in plan.computes:
+        seconds = slowed(kernel_seconds(c, evaluate, machine), machine.framework)
+        each = left(place_of(c), machine.framework) * (_slowest(seconds) + machine.kernel_launch_seconds)
+        flops = amount(Term(x, e) for terms in c.flops.values() for e, x in terms.items())
+        for origin in c.origins:
+            count = evaluate.amount(origin.times) * (evaluate.sizes[MICROBATCH] if c.repeated else 1.0)
+            yield KernelCost(
+                label=origin.label,
+                source=origin.source,
+                layer=origin.layer,
+                phase=c.phase,
+                stages=c.stages,
+                decides=_decider(seconds),
+                count=count,
+                seconds=count * each,
+                flops=count * evaluate.amount(flops),
+                bytes=count * evaluate.amount(c.bytes),
+            )
+
+
+def _decider(seconds: Mapping[str, Number]) -> Any:
+    """Name of what takes longest."""
+    name = np.array(list(seconds))[largest(list(seconds.values()))]
+    return name if name.ndim else str(name)
 
 
 def _by_engine(decided: Mapping[tuple[str, bool], Number], microbatches: Number) -> Late:

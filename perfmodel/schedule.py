@@ -15,16 +15,18 @@ share at 1 (lower) and at 0 (upper), so lower <= expected <= upper always.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import Any
 
 import numpy as np
 
 from perfmodel.formulas.pipeline import SCHEDULES, bubble
 from perfmodel.machine import Machine
 from perfmodel.price import WEIGHTS, Costs, Place
+from perfmodel.stage import Stages, runs_on
 from perfmodel.work import MESH, MICROBATCH, VIRTUAL, Late, Number
 
 CLASSES = ("tensor", "context", "expert", "fsdp", "batch", "pipeline")
@@ -39,12 +41,18 @@ VIEWS = (*RUN, "middle")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Seconds of a step, its bounds, and its parts; the parts sum to `expected` and are worked out when asked for."""
+    """Seconds of a step, its bounds, and its parts; the parts sum to `expected` and are worked out when asked for.
+
+    traffic: seconds of the collectives by class before overlap, on the slowest stage
+    runs:    whether the slowest stage runs what runs on given stages
+    """
 
     expected: Number
     lower: Number
     upper: Number
     parts: Mapping[str, Number]
+    traffic: Mapping[str, Number]
+    runs: Callable[[Stages], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +86,12 @@ def step_time(costs: Costs, sizes: Mapping[str, Number], pace: Pace, schedule: s
         for overlap in (pace.overlap, dict.fromkeys((*CLASSES, DATA), 1.0), {})
     )
     return StepTime(
-        expected=expected.total, lower=lower.total, upper=upper.total, parts=Late(PARTS, expected.seconds_of)
+        expected=expected.total,
+        lower=lower.total,
+        upper=upper.total,
+        parts=Late(PARTS, expected.seconds_of),
+        traffic=Late((*CLASSES, DATA), expected.traffic_of),
+        runs=expected.runs,
     )
 
 
@@ -144,6 +157,16 @@ class _Step:
         """Seconds of a step by part."""
         return self._slowest([self._part(view, part) for view in range(len(RUN))])
 
+    def traffic_of(self, klass: str) -> Number:
+        """Seconds of a class of collectives in a step, before overlap."""
+        return self._slowest(
+            [_in_step(stage, klass, stage.traffic.get(klass, 0.0)) for stage in self._stages[: len(RUN)]]
+        )
+
+    def runs(self, stages: Stages) -> Any:
+        """Mask of the layouts whose slowest stage runs what runs on `stages`."""
+        return self._slowest([runs_on(stages, view) for view in RUN])
+
     def _slowest(self, views: Sequence[Number]) -> Number:
         only, first, last = views
         return np.where(self._pipelined, np.where(self._first, first, last), only)
@@ -162,8 +185,7 @@ class _Step:
             return self._bubble(view)
         if name == "overhead":
             return self._overhead
-        seconds = exposed.get(name, 0.0)
-        return seconds if name == DATA or name not in exposed else stage.count * seconds
+        return _in_step(stage, name, exposed[name]) if name in exposed else 0.0
 
     def _bubble(self, view: int) -> Number:
         """Idle seconds of an end of the pipeline: the stages between, and the other end, are what it waits for."""
@@ -179,6 +201,11 @@ class _Step:
         """Seconds of a microbatch on a stage, with the communication that it waits for."""
         waited = (seconds for klass, seconds in self._exposed[view].items() if klass != DATA)
         return _total((self._stages[view].microbatch, *waited))
+
+
+def _in_step(stage: _Stage, klass: str, seconds: Number) -> Number:
+    """Seconds in a step of a class of collectives, from those that its `traffic` has."""
+    return seconds if klass == DATA else stage.count * seconds
 
 
 def exposed_seconds(traffic: Mapping[str, Number], compute: Number, overlap: Mapping[str, Number]) -> dict[str, Number]:
@@ -199,7 +226,7 @@ def _by_part(seconds: Mapping[Place, Number], view: str, *, repeated: bool) -> d
     """Seconds on the stages of a view, by part."""
     parts: dict[str, Number] = {}
     for place, value in seconds.items():
-        if place.repeated == repeated and (view == "only" or not place.stages or view in place.stages):
+        if place.repeated == repeated and runs_on(place.stages, view):
             parts[place.part] = parts[place.part] + value if place.part in parts else value
     return parts
 

@@ -21,6 +21,13 @@ FIRST: Stages = frozenset({"first"})
 LAST: Stages = frozenset({"last"})
 
 
+def runs_on(stages: Stages, view: str) -> bool:
+    """Whether what runs on `stages` runs on the stage called `view`: an end of the pipeline, a stage in the middle, or
+    the `only` one, which runs everything.
+    """
+    return view == "only" or not stages or view in stages
+
+
 class StageMap:
     """Stages of every node (`of_node`) and of every copy (`of_copy`); the empty set means every stage, as for copies
     stacked over the layers of all.

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,6 +138,11 @@ class Evaluator:
         for exponents, coefficient in terms.items():
             total = total + coefficient * self.monomial(exponents)
         return total
+
+
+def largest(numbers: Sequence[Number]) -> Any:
+    """Position of the largest number, the first of equal ones."""
+    return np.argmax(np.stack(np.broadcast_arrays(*numbers)), axis=0)
 
 
 class Late(Mapping[str, Number]):

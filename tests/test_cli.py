@@ -102,6 +102,27 @@ def test_the_json_of_an_estimate_has_what_others_rely_on(capsys: pytest.CaptureF
     assert sum(found["breakdown"].values()) == pytest.approx(found["step_time_s"], rel=1e-12)
 
 
+def test_the_json_of_an_estimate_has_its_breakdown_and_its_explanation_when_asked(
+    capsys: pytest.CaptureFixture[str], tiny: str
+) -> None:
+    words = ("estimate", tiny, *ESTIMATE, "--layout", "fsdp=4,tp=4")
+    plain = document(capsys, *words)
+    by_kernel, by_layer = (document(capsys, *words, "--by", by) for by in ("kernel", "layer"))
+    assert by_kernel.keys() - plain.keys() == {"kernels", "waits", "communication"}
+    assert by_layer.keys() - plain.keys() == {"layers", "waits", "communication"}
+    assert {"label", "source", "layer", "phase", "decides", "count", "seconds", "flops", "bytes"} == set(
+        by_kernel["kernels"][0]
+    )
+    explained = document(capsys, *words, "--explain")
+    assert explained.keys() - plain.keys() == {"explanation"}
+    assert explained["explanation"]["bound"] == plain["bound"]
+    assert all(change["layout"] for change in explained["explanation"]["changes"])
+    assert main([*words, "--explain", "--by", "layer"]) == 0
+    text = capsys.readouterr().out
+    assert all(line in text for line in explained["explanation"]["lines"])
+    assert "layers/attention" in text
+
+
 def test_the_json_of_a_search_has_what_others_rely_on(capsys: pytest.CaptureFixture[str], tiny: str) -> None:
     found = document(capsys, "tune", tiny, *TUNE)
     assert {"best", "top", "evaluated", "feasible", "seconds", "study"} <= found.keys()

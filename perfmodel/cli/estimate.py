@@ -11,7 +11,7 @@ from perfmodel.cli.options import load
 from perfmodel.cli.output import Output
 
 if TYPE_CHECKING:
-    from perfmodel import Graph, Layout
+    from perfmodel import Estimate, Explanation, Graph, Layout, Machine
 
 SUMMARY = "predict step time, memory and cost of one layout"
 TAKES = ("model", "machine")
@@ -28,12 +28,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--global-batch", type="count", metavar="N", help="sequences per step over all ranks (default: the model's)"
     )
+    parser.add_argument("--by", choices=("kernel", "layer"), help="also list what the step spends in each of them")
+    parser.add_argument(
+        "--explain", action="store_true", help="say what bounds the step, and price what could be changed about it"
+    )
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Predict and report; 1 where the layout does not fit into memory."""
     from perfmodel import Layout, LayoutError, check_chips, load_machine, predict, slice_of, trace
+    from perfmodel.report.breakdown import breakdown_json, breakdown_report
     from perfmodel.report.estimate import estimate_report
+    from perfmodel.report.explain import explain_json, explain_report
     from perfmodel.rules import OUT_OF_MEMORY
 
     machine = load_machine(arguments.machine, framework=arguments.framework)
@@ -54,11 +60,33 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     output.note(
         f"{arguments.chips} x {machine.title} = {ranks} ranks, global batch {layout.global_batch}, {layout.notation()}"
     )
+    explanation = _explained(arguments, graph, layout, slice_of(machine, ranks), estimate)
     output.result(
-        lambda: {"layout": layout.notation(), "global_batch": layout.global_batch, **estimate.to_json()},
+        lambda: {
+            "layout": layout.notation(),
+            "global_batch": layout.global_batch,
+            **estimate.to_json(),
+            **(breakdown_json(estimate, arguments.by) if arguments.by else {}),
+            **({"explanation": explain_json(explanation)} if explanation else {}),
+        },
         *estimate_report(estimate),
+        *(breakdown_report(estimate, arguments.by) if arguments.by else ()),
+        *(explain_report(explanation) if explanation else ()),
     )
     return 0 if estimate.fits else 1
+
+
+def _explained(
+    arguments: argparse.Namespace, graph: Graph, layout: Layout, machine: Machine, estimate: Estimate
+) -> Explanation | None:
+    """What `--explain` asks for; with another recompute policy, where the program has one, it is traced again."""
+    from perfmodel import explain, trace
+
+    def retrace(policy: str) -> Graph | None:
+        program = load(arguments, recompute=policy)
+        return trace(program) if program.recompute == policy else None
+
+    return explain(graph, layout, machine, estimate=estimate, retrace=retrace) if arguments.explain else None
 
 
 def _remedy(graph: Graph, layout: Layout, broken: Sequence[str]) -> str:

@@ -37,6 +37,7 @@ CLAMP, SHARPNESS = 7.0, 1.702
 """Bound of what enters a clamped SwiGLU, and the slope of its sigmoid, as gpt-oss has them."""
 
 
+@jax.named_scope("norm")
 def normalise(x: Array, weights: Tree, name: str) -> Array:
     """RMSNorm, or LayerNorm where the weights hold a bias; in fp32."""
     y = x.astype(jnp.float32)
@@ -104,6 +105,7 @@ def clamped(gate: Array, up: Array) -> Array:
     return (up + 1) * gate * jax.nn.sigmoid(SHARPNESS * gate)
 
 
+@jax.named_scope("attention")
 def attend(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> Array:
     """Attention sublayer: projections, positions, core, output; x [batch, seq, embed]."""
     q, k, v = projections(c, x, w, p)
@@ -130,6 +132,7 @@ def projections(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> tuple[Array, 
     return q, k, v
 
 
+@jax.named_scope("mlp")
 def feed_forward(c: DecoderConfig, x: Array, w: Tree, p: Pieces, prefix: str = "") -> Array:
     """MLP sublayer, gated or plain."""
 
@@ -142,6 +145,7 @@ def feed_forward(c: DecoderConfig, x: Array, w: Tree, p: Pieces, prefix: str = "
     return project(hidden, "down")
 
 
+@jax.named_scope("experts")
 def mixture(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> Array:
     """MLP sublayer of experts, and of those that every token visits."""
     assert c.experts is not None
@@ -179,13 +183,23 @@ def loss(c: DecoderConfig, weights: Tree, tokens: Array, targets: Array, recompu
 
     recompute: `none` saves what the backward pass reads, `selective` recomputes the attention core, `full` the layer.
     """
-    x = weights["embedding"][tokens]
-    if not c.rotary:
-        x = x + weights["positions"][jnp.arange(tokens.shape[1])]
+    x = embed(c, weights, tokens)
     for stacks in loops_of(c):
         x = run(c, stacks, weights, x, recompute)
     x = pieces(c, recompute).normalise(x, weights, "final_norm")
-    head = weights["embedding"].T if c.tied else weights["head"]
+    return cross_entropy(x, weights["embedding"].T if c.tied else weights["head"], targets)
+
+
+@jax.named_scope("embed")
+def embed(c: DecoderConfig, weights: Tree, tokens: Array) -> Array:
+    """Embeddings of tokens [batch, seq], with learned positions where there are no rotary ones."""
+    x = weights["embedding"][tokens]
+    return x if c.rotary else x + weights["positions"][jnp.arange(tokens.shape[1])]
+
+
+@jax.named_scope("head")
+def cross_entropy(x: Array, head: Array, targets: Array) -> Array:
+    """Mean cross-entropy of what `head` [embed, vocab] makes of x [batch, seq, embed]."""
     logits = (x @ head).astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - chosen)

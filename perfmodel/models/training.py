@@ -90,7 +90,8 @@ def accumulate(
 
     def microbatch(total: Tree, data: tuple[Array, Array]) -> tuple[Tree, Array]:
         value, gradients = jax.value_and_grad(lambda w: loss(config, w, *data, recompute))(parameters)
-        return jax.tree.map(lambda a, g: a + g.astype(jnp.float32), total, gradients), value
+        with jax.named_scope("gradients"):
+            return jax.tree.map(lambda a, g: a + g.astype(jnp.float32), total, gradients), value
 
     zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), parameters)
     total, losses = lax.scan(microbatch, zeros, (tokens, targets))
@@ -98,6 +99,7 @@ def accumulate(
     return jax.tree.map(lambda g: g / count, total), jnp.mean(losses)
 
 
+@jax.named_scope("optimizer")
 def adam(state: Tree, gradients: Tree) -> tuple[Tree, Tree]:
     """AdamW with clipping by global norm; returns the new bf16 parameters and the new state."""
     norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradients)))

@@ -11,7 +11,7 @@ from perfmodel.trace.build import finish
 from perfmodel.trace.donated import check_names, taken_over
 from perfmodel.trace.leaves import Leaf, leaves_of
 from perfmodel.trace.naming import named, read_mesh_axes, read_names
-from perfmodel.trace.program import Argument, Hints, Program, StableHLO
+from perfmodel.trace.program import Argument, Cost, Hints, Program, StableHLO
 from perfmodel.trace.raw import RawNode
 from perfmodel.trace.source import aliases_of, doubts_of, read_program
 from perfmodel.trace.stablehlo import MAIN, TOKEN, argument_attributes, is_array, lower, tensor_type
@@ -19,7 +19,7 @@ from perfmodel.trace.walk import Walker
 
 SHARDING = "sdy.sharding"
 
-__all__ = ["Argument", "Hints", "Program", "named", "read_mesh_axes", "read_names", "read_program", "trace"]
+__all__ = ["Argument", "Cost", "Hints", "Program", "named", "read_mesh_axes", "read_names", "read_program", "trace"]
 
 
 def trace(program: Program) -> Graph:

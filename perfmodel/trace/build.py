@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from perfmodel.graph import Dim, Dims, Factor, Graph, Loop, Node, Op, Parameter, Value, Work
+from perfmodel.graph import Dim, Dims, Factor, Graph, Loop, Moved, Node, Op, Parameter, Value, Work
 from perfmodel.trace.raw import RawLoop, RawNode, RawOp, RawWork
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class _Finisher:
             tied=tuple(pair for tie in raw.tied for pair in index.pairs(*tie)),
             pinned=tuple((index.parts[i][0], axes) for i, axes in raw.pinned if index.parts[i]),
             work=tuple(self.work(work, index) for work in raw.work),
+            moved=raw.moved and Moved(raw.moved.bytes, index.spread(raw.moved.over)),
             phase=self.phase(raw),
             scope=raw.scope,
             source=raw.source,

@@ -90,8 +90,6 @@ def _executed(op: ir.Operation, where: str, operands: Sequence[Shape]) -> tuple[
 def _stated(
     outer: Walker, body: Graph, name: str, operands: Sequence[int], results: Sequence[int], stated: StatedRule
 ) -> RawOp:
-    followers = [follower for follower, _ in stated.tied]
-    spread = [f for f in range(len(stated.rule.sizes)) if f not in stated.rule.blocked and f not in followers]
     flops: dict[tuple[str, str], float] = {}
     for times, inner in body.walk():
         for work in inner.work:
@@ -105,7 +103,7 @@ def _stated(
         summed=list(stated.summed),
         tied=list(stated.tied),
         work=[
-            RawWork(engine=engine, flops=count, dtype=dtype, over=tuple(spread))
+            RawWork(engine=engine, flops=count, dtype=dtype, over=stated.spread)
             for (engine, dtype), count in flops.items()
         ],
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import sdy
 
+from perfmodel.graph import Moved
 from perfmodel.trace.ops import Shape
 from perfmodel.trace.raw import Frame, RawOp
 from perfmodel.trace.stablehlo import Rule, splat, tensor_type
@@ -137,6 +138,8 @@ def lift(walker: Walker, raw: RawOp) -> None:
     raw.work = [
         replace(work, flops=work.flops * math.prod(sizes), over=(*work.over, *index.values())) for work in raw.work
     ]
+    if raw.moved is not None:
+        raw.moved = Moved(raw.moved.bytes * math.prod(sizes), (*raw.moved.over, *index.values()))
     occupy(walker, raw, axes)
 
 

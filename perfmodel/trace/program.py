@@ -4,14 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from perfmodel.trace.ops import Shape
+
+if TYPE_CHECKING:
+    from perfmodel.trace.stablehlo import Tensor
 
 ROLES = ("parameters", "optimizer", "batch", "other")
 
 CostFunction: TypeAlias = Callable[[tuple[Shape, ...], tuple[Shape, ...]], float]
 """FLOPs of an op from the shapes of its operands and results."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one execution of a kernel asks of a machine, at the sizes that it was traced with.
+
+    flops: by engine: tensor (matrix), vector, scalar (transcendental functions), gpsimd (indices, sorting) [FLOP]
+    bytes: that it reads from and writes to memory; None: each operand and each result once [B]
+    rule:  how it may be sharded, as kernels state it (docs/programs.md); None: not at all
+    """
+
+    flops: Mapping[str, float] = field(default_factory=dict)
+    bytes: float | None = None
+    rule: str | None = None
+
+
+KernelFunction: TypeAlias = "Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Cost]"
+"""The cost of a kernel from its operands and results, of which each has a `shape`, a `dtype` and `bytes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +54,14 @@ class Hints:
     """What the program does not tell about itself.
 
     costs:       op or custom-call name -> function of operand and result shapes that returns FLOPs
+    kernels:     name of a Pallas or NKI kernel, or target of a custom call -> function of its operands and results
+                 that returns a `Cost`
     trip_counts: `file.py:line` of a loop -> how often it runs
     mesh:        mesh axis of the program -> axes of a layout that it stands for; () to ignore it
     """
 
     costs: Mapping[str, CostFunction] = field(default_factory=dict)
+    kernels: Mapping[str, KernelFunction] = field(default_factory=dict)
     trip_counts: Mapping[str, int] = field(default_factory=dict)
     mesh: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

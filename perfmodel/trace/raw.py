@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from perfmodel.graph import Moved
 from perfmodel.trace.stablehlo import Rule
 
 
@@ -36,6 +37,7 @@ class RawOp:
     tied: list[tuple[int, int]] = field(default_factory=list)
     pinned: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
     work: list[RawWork] = field(default_factory=list)
+    moved: Moved | None = None
     scope: str = ""
     source: str = ""
 

@@ -70,7 +70,8 @@ def _work(walker: Walker, op: ir.Operation, name: str, raw: RawOp, shapes: OpSha
     else:
         raise TraceError(
             f"{raw.source}: got op {name!r} (in {raw.scope or 'the program'}), whose cost is not known: "
-            f"supply one, Program(..., hints=Hints(costs={{{name!r}: lambda operands, results: FLOPs}}))"
+            f"supply one, Program(..., hints=Hints(costs={{{name!r}: lambda operands, results: FLOPs}})), or a Cost "
+            f"with kernels= in place of costs="
         )
     if flops == 0.0:
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from jaxlib.mlir import ir, passmanager
 from jaxlib.mlir.dialects import sdy, stablehlo
 
 from perfmodel.errors import PerfModelError, TraceError, told
+from perfmodel.graph import DTYPE_BYTES
 from perfmodel.trace.donated import check_results
 from perfmodel.trace.program import Program, StableHLO
 
@@ -67,7 +69,12 @@ def _lowered(program: Program, fn: Callable[..., Any]) -> ir.Module:
             f"{program.name}: got {told(error)}, expected a step that JAX can trace with these arguments: mend it"
         ) from error
     check_results(program, jax.tree.leaves(traced.out_info))
-    return on_platform(traced).compiler_ir("stablehlo")
+    try:
+        return on_platform(traced).compiler_ir("stablehlo")
+    except Exception as error:  # such as what Pallas has against a kernel
+        raise TraceError(
+            f"{program.name}: got {told(error)}, expected a step that JAX can lower for {PLATFORM}: mend it"
+        ) from error
 
 
 def on_platform(traced: Any) -> Any:
@@ -161,10 +168,15 @@ def _mappings(tensors: Sequence[Any]) -> tuple[tuple[tuple[int, ...], ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Shape and element type of an argument, as StableHLO spells it."""
+    """Shape and element type of an array, as StableHLO spells it."""
 
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def bytes(self) -> float:
+        """Its size [B]."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
 def is_array(value: Any) -> bool:

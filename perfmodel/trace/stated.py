@@ -34,6 +34,12 @@ class StatedRule:
     summed: tuple[tuple[int, ...], ...]
     tied: tuple[tuple[int, int], ...]
 
+    @property
+    def spread(self) -> tuple[int, ...]:
+        """The factors over which work is spread: all that may be sharded of themselves."""
+        followers = [follower for follower, _ in self.tied]
+        return tuple(f for f in range(len(self.rule.sizes)) if f not in self.rule.blocked and f not in followers)
+
 
 def stated_rule(text: str, operands: Sequence[Shape], results: Sequence[Shape], where: str) -> StatedRule:
     """Read a line for a kernel with the given shapes.

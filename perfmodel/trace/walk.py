@@ -12,6 +12,7 @@ from perfmodel.trace import ops
 from perfmodel.trace.branch import branch
 from perfmodel.trace.collective import COLLECTIVES
 from perfmodel.trace.constraint import constraint
+from perfmodel.trace.custom import custom_op
 from perfmodel.trace.factors import FactorSpace
 from perfmodel.trace.kernel import kernel_op
 from perfmodel.trace.known import Known
@@ -180,7 +181,7 @@ def _custom_call(walker: Walker, op: ir.Operation, operands: list[int], frame: F
     target = ir.StringAttr(op.attributes["call_target_name"]).value
     if target in ops.CALLBACKS and not any(map(is_array, op.results)):  # only looks at values
         return [operand for operand, value in zip(operands, op.operands, strict=True) if not is_array(value)]
-    return operands if target in ops.TRANSPARENT_CALLS else single_op(walker, op, target, operands, frame)
+    return operands if target in ops.TRANSPARENT_CALLS else custom_op(walker, op, target, operands, frame)
 
 
 HANDLERS: Mapping[str, Handler] = {
