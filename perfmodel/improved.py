@@ -35,7 +35,9 @@ def improved(machine: Machine, estimate: Estimate) -> Iterator[Improved]:
         for part, what, better in (("bandwidth", "twice", _wider(tier)), ("latency", "half", _prompter(tier))):
             tiers = (*machine.tiers[:i], better, *machine.tiers[i + 1 :])
             yield Improved(f"{tier.name} {part}", f"{what} the {part} of {tier.name}", replace(machine, tiers=tiers))
-    yield Improved("launches", "kernels that launch in no time", replace(machine, kernel_launch_seconds=0.0))
+    launched = replace(machine.framework, host_seconds=0.0)
+    at_once = replace(machine, kernel_launch_seconds=0.0, framework=launched)
+    yield Improved(LABELS["host"], "kernels that launch in no time", at_once)
     prompt = replace(machine, step_overhead_seconds=0.0, barrier_seconds=0.0)
     yield Improved(LABELS["overhead"], "no fixed overhead of a step", prompt)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from machines import fake_machine
+from machines import fake_machine, tier
 from test_validate import RUN, row, write
 
 from perfmodel import MachineError, load_machine, predict, trace, validate
@@ -161,9 +161,21 @@ def measured(seconds: list[float] | None = None, **changes: str) -> list[Measure
 
 
 def test_runs_side_by_side_take_what_each_takes_by_itself() -> None:
-    machine = replace(load_machine("h100"), framework=SLOW, overlap=OVERLAP)
-    alone = [float(predict(GRAPH, layout, machine).step_time_s) for layout in LAYOUTS]
+    machine = load_machine("h100")
+    slow = replace(machine, framework=replace(SLOW, combine=machine.framework.combine), overlap=OVERLAP)
+    alone = [float(predict(GRAPH, layout, slow).step_time_s) for layout in LAYOUTS]
     assert Runs([m.run for m in measured()]).seconds(SLOW, OVERLAP) == pytest.approx(alone, rel=1e-12)
+
+
+def test_gathers_of_a_layer_travel_together_as_far_as_the_framework_combines_them() -> None:
+    """With a network that is all latency, a step takes as long as it has messages."""
+    fsdp = replace(LAYOUTS[1], mb=8)
+    times = []
+    for combine in (0.0, 1.0, 1e4, 1e9):
+        machine = fake_machine(tiers=(tier(latency=1e9),), framework=Framework(combine=combine))
+        times.append(float(predict(GRAPH, fsdp, machine).step_time_s))
+    assert times[0] == pytest.approx(times[1], rel=1e-3)  # no more messages than there are gathers
+    assert times[1] > times[2] > times[3]
 
 
 def test_a_fit_finds_what_made_the_steps() -> None:
