@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Predict and report; 1 where the layout does not fit into memory."""
-    from perfmodel import Layout, LayoutError, check_chips, load_machine, predict, slice_of, trace
+    from perfmodel import Layout, LayoutError, check_chips, load_machine, predict, trace
     from perfmodel.report.estimate import estimate_report
     from perfmodel.rules import OUT_OF_MEMORY
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     graph = trace(load(arguments, recompute=layout.recompute))
     layout = replace(layout, global_batch=arguments.global_batch or graph.global_batch)
     layout = layout.suited(graph, given=Layout.read_keys(arguments.layout))
-    estimate = predict(graph, layout, slice_of(machine, ranks))
+    estimate = predict(graph, layout, machine)
     broken = [rule for rule, is_broken in estimate.violations.items() if is_broken and rule != OUT_OF_MEMORY]
     if broken:
         raise LayoutError(
