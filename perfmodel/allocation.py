@@ -65,6 +65,17 @@ def slice_of(machine: Machine, ranks: int) -> Machine:
     return replace(machine, tiers=tuple(tiers))
 
 
+def let_in_parts(machine: Machine) -> bool:
+    """Whether the number of a job's ranks may decide what tiers it gets: of a torus a shape, of switches and full
+    meshes of several chips the ports in use.
+    """
+    held = accumulate((math.prod(tier.extents) for tier in machine.tiers), operator.mul)
+    return any(
+        tier.shapes or (tier.kind != "torus" and ranks > machine.ranks_per_chip)
+        for tier, ranks in zip(machine.tiers, held, strict=True)
+    )
+
+
 def _slices(tier: Tier) -> Collection[int]:
     """Numbers of members that a job may have which needs no more than the tier: any of a switch, whose members are all
     alike; of a torus its shapes, or what fills its dims one after the other.

@@ -205,7 +205,7 @@ def _option(kind: str, algorithm: Algorithm, row: Sequence[Span], tier: Tier, wi
         across, inner = FLAT[algorithm.way](members, within.inside)
     else:
         across, inner = sum([STEPS[algorithm.way](span.ranks) for span in row]), 0.0
-    wires = [_wire(half, row, tier, algorithm, within.beyond) for half in halves]
+    wires = [_wire(half, row, tier, algorithm, within) for half in halves]
     return Option(
         latency=twice * (algorithm.latency * across + algorithm.inner * inner) + algorithm.base * some,
         per_byte=sum(wires) * (1.0 if halved else twice) + twice * algorithm.copy * some,
@@ -218,7 +218,7 @@ def _efficiency_of(kind: str) -> str:
     return "all_gather" if kind == "broadcast" else kind
 
 
-def _wire(kind: str, row: Sequence[Span], tier: Tier, algorithm: Algorithm, beyond: Number) -> Number:
+def _wire(kind: str, row: Sequence[Span], tier: Tier, algorithm: Algorithm, within: Within) -> Number:
     """Seconds per byte of one tier. A torus uses the links of all the dims that the group spans; inside a larger
     group a tier may relay faster than it runs collectives of its own. Direct messages share the links of a torus as
     those of an all-to-all do.
@@ -228,12 +228,16 @@ def _wire(kind: str, row: Sequence[Span], tier: Tier, algorithm: Algorithm, beyo
         return _exchange(row, efficiency)
     lanes = _rings(row) if algorithm.way == "ring" and tier.kind == "torus" else _lanes(row)
     own = np.where(math.prod([span.ranks for span in row]) > 1.0, lanes, min(tier.bandwidth)) * efficiency
-    reached = np.where(beyond > 1.0, np.maximum(own, tier.relay), own)
+    reached = np.where(within.beyond > 1.0, np.maximum(own, tier.relay), own)
     members = math.prod([span.ranks for span in row])
     if kind == "broadcast":
         return formulas.permute_seconds_per_byte(members, reached)
     if kind == "all_to_all":
         return formulas.all_to_all_switch_seconds_per_byte(members, reached)
+    if algorithm.way == "flat_ring":
+        return formulas.flat_ring_seconds_per_byte(members, within.inside, reached)
+    if algorithm.way == "tree":
+        return formulas.tree_seconds_per_byte(members, reached)
     return formulas.gather_seconds_per_byte(members, reached)
 
 

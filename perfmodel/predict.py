@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from perfmodel.allocation import slice_of
+from perfmodel.allocation import let_in_parts, slice_of
 from perfmodel.errors import LayoutError
 from perfmodel.estimate import Estimate
 from perfmodel.graph import Graph
@@ -75,7 +75,7 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
     `numpy.ix_` makes them) is every combination, and costs far less than the table of them.
 
     Raises LayoutError when the graph was traced with another recompute policy than the layout asks for, and for arrays
-    that hold no layout.
+    that hold no layout, or numbers of ranks that get different parts of the machine.
     """
     if graph.recompute != layout.recompute:
         raise LayoutError(
@@ -100,16 +100,17 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
 
 
 def part_for(machine: Machine, layout: Layout) -> Machine:
-    """The part of a machine that layouts of one number of ranks run on, where it is let in parts."""
-    if not any(tier.shapes for tier in machine.tiers):
+    """The part of a machine that layouts run on; raises LayoutError for numbers of ranks that get different parts."""
+    if not let_in_parts(machine):
         return machine
     ranks = np.unique(layout.ranks)
-    if len(ranks) > 1:
+    part, *others = (slice_of(machine, int(n)) for n in ranks)
+    if any(other.tiers != part.tiers for other in others):
         raise LayoutError(
             f"layout: got from {ranks[0]:g} to {ranks[-1]:g} ranks, expected one number on {machine.name}, where it "
-            f"decides the shape of the torus: ask for each number of ranks by itself"
+            f"decides what a job gets of the fabric: ask for each number of ranks by itself"
         )
-    return slice_of(machine, int(ranks[0]))
+    return part
 
 
 def _estimate(

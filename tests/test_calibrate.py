@@ -300,6 +300,7 @@ def test_what_a_datasheet_says_is_not_fitted_and_all_of_a_curve_but_its_end_is()
     paths = {parameter.path for parameter in parameters(found[1])}
     assert "tiers.EFA.algorithms.flat_ring.latency" in paths
     assert "tiers.EFA.algorithms.flat_ring.inner" not in paths
+    assert "pipeline_depth" in paths
     assert not any(" LL" in path for path in paths)
     assert sum(path.startswith("tiers.EFA.algorithms.flat_ring.curve") for path in paths) == 2
 
@@ -383,7 +384,7 @@ def test_a_machine_without_calibration_gets_one(tmp_path: Path) -> None:
     calibrate([table], machine, hardware="mine").write(tmp_path / "own.calibration.toml")
     after = load_machine(machine)
     assert before.efficiency["tensor"] == 1.0 > after.efficiency["tensor"]
-    assert [a.name for a in after.tiers[0].algorithms] == ["ring", "tree"]
+    assert [a.name for a in after.tiers[0].algorithms] == ["ring", "recursive"]
 
 
 def test_the_command_prints_errors_before_after_and_of_rows_left_out(

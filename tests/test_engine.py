@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from machines import fake_machine, tier
 from programs import spec
 
-from perfmodel import Argument, Layout, LayoutError, Program, load_machine, load_program, predict, trace
+from perfmodel import Argument, Layout, LayoutError, Program, load_machine, load_program, predict, slice_of, trace
 from perfmodel.formulas.matmul import operand_share, padded_flops, steps_of
 from perfmodel.graph import Graph
 from perfmodel.layout import assignment
@@ -274,6 +274,19 @@ def test_a_job_gets_the_most_cubic_part_of_a_torus_that_is_let_in_parts() -> Non
     assert predict(graph, layout, machine).upper_s == predict(graph, layout, cube).upper_s
     with pytest.raises(LayoutError, match="got from 4 to 64 ranks, expected one number on fake"):
         predict(graph, Layout(dp=np.array([4, 64]), global_batch=64), machine)
+
+
+def test_a_job_on_a_part_of_each_of_several_switches_pays_for_that_part() -> None:
+    """128 GPUs are 64 in each of two racks of 72: a group of 64 lies within one, and two of 72 would not."""
+    graph, machine = trace(load_program("llama3.2-1b", seq_len=512)), load_machine("gb200-nvl72")
+    layout = Layout(dp=2, fsdp=64, global_batch=128)
+    assert predict(graph, layout, machine).step_time_s == predict(graph, layout, slice_of(machine, 128)).step_time_s
+    assert not any(predict(graph, layout, machine).violations.values())
+    both = replace(layout, dp=np.array([2, 4]), global_batch=256)
+    alone = predict(graph, replace(both, dp=4), machine)
+    assert predict(graph, both, machine).at(1).step_time_s == alone.step_time_s
+    with pytest.raises(LayoutError, match="got from 128 to 144 ranks, expected one number on gb200-nvl72"):
+        predict(graph, replace(layout, fsdp=np.array([64, 72])), machine)
 
 
 def test_every_collective_of_an_estimate_has_its_optimum() -> None:

@@ -54,6 +54,31 @@ def test_a_rank_gathers_all_parts_but_its_own(n: int) -> None:
     assert formulas.gather_seconds_per_byte(n, 5.0) == pytest.approx(sum(parts) / 5.0, rel=1e-14)
 
 
+def sent_up_and_down_two_trees(n: int) -> float:
+    """Bytes that the busiest of n ranks sends where each of two binary trees reduces and spreads half a byte."""
+    sent = [0.0] * n
+    other = [n - 1 - i if n % 2 == 0 else (i + 1) % n for i in range(n)]
+    for place in (range(n), other):
+        for i in range(1, n):
+            lowest = i & -i
+            parent = (i ^ lowest) | (lowest << 1)
+            sent[place[i]] += 0.5
+            sent[place[parent if parent < n else i ^ lowest]] += 0.5
+    return max(sent)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 7, 8, 64])
+def test_the_busiest_rank_of_two_trees_sends_to_a_parent_and_two_children(n: int) -> None:
+    both_ways = 2 * formulas.tree_seconds_per_byte(n, 5.0)
+    assert both_ways == pytest.approx(sent_up_and_down_two_trees(n) / 5.0, rel=1e-14)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 1), (2, 8), (3, 4), (16, 8)])
+def test_every_link_of_a_flat_ring_carries_all_parts_but_one(n: int, m: int) -> None:
+    parts = [1 / (n * m)] * (n * m - 1)
+    assert formulas.flat_ring_seconds_per_byte(n, m, 5.0) == pytest.approx(sum(parts) / 5.0, rel=1e-14)
+
+
 @pytest.mark.parametrize("n", [2, 3, 4, 7, 64])
 def test_a_rank_sends_all_messages_but_its_own_into_a_switch(n: int) -> None:
     messages = [1 / n] * (n - 1)

@@ -198,12 +198,38 @@ def test_a_message_reaches_the_share_of_its_size_interpolated_in_the_logarithms_
     assert reached.tolist() == pytest.approx([0.2, 0.2, math.sqrt(0.2 * 0.6), 0.6, 1.0, 1.0])
 
 
+@pytest.mark.parametrize(
+    ("name", "servers", "carried"),
+    [
+        ("flat_ring", 2, 2 * 15 / 16),
+        ("flat_ring", 16, 2 * 127 / 128),
+        ("tree", 2, 1),
+        ("tree", 16, 2),
+        ("recursive", 2, 2 * 1 / 2),
+    ],
+)
+def test_what_an_all_reduce_sends_between_servers_depends_on_the_algorithm(
+    name: str, servers: int, carried: float
+) -> None:
+    """Servers of eight: a flat ring passes all but a rank's own part over every link, two trees of two servers only
+    swap halves (NCCL, issue 812).
+    """
+    algorithm = Algorithm(name=name, latency=0.0, efficiency=dict.fromkeys(GATHERS, 1.0))
+    machine = fake_machine(tiers=(tier(8, bandwidth=math.inf), replace(tier(bandwidth=1.0), algorithms=(algorithm,))))
+    assert wire("all_reduce", 8 * servers, 1, machine) == pytest.approx(carried / 8)
+    assert wire("all_reduce", servers, 8, machine) == pytest.approx(
+        2 * (servers - 1) / servers if name == "flat_ring" else carried
+    )
+    assert wire("all_reduce", 8, 1, machine) == 0.0
+
+
 def test_an_algorithm_serves_the_collectives_that_it_has_a_share_for() -> None:
     def algorithm(name: str, **efficiency: float) -> Algorithm:
         return Algorithm(name=name, latency=1.0, efficiency=efficiency)
 
-    ring, tree = algorithm("ring", all_gather=0.5, reduce_scatter=0.25, all_to_all=1.0), algorithm("tree", all_reduce=1)
-    halves, both = (fake_machine(tiers=(replace(tier(), algorithms=a),)) for a in ((ring,), (ring, tree)))
+    ring = algorithm("ring", all_gather=0.5, reduce_scatter=0.25, all_to_all=1.0)
+    doubling = algorithm("recursive", all_reduce=1)
+    halves, both = (fake_machine(tiers=(replace(tier(), algorithms=a),)) for a in ((ring,), (ring, doubling)))
     assert collective_seconds("all_reduce", 8.0, 8, 1, halves) == pytest.approx(2 * 7 + 7 * (2 + 4))
     assert collective_seconds("all_reduce", 8.0, 8, 1, both) == pytest.approx(2 * 3 + 2 * 7)
     assert collective_seconds("all_gather", 8.0, 8, 1, both) == pytest.approx(7 + 7 * 2)

@@ -153,6 +153,12 @@ def test_hardware_names_lead_to_machines(text: str, name: str) -> None:
     assert machine_name(row(hardware=text)) == name
 
 
+def test_a_machine_of_ones_own_is_named_by_the_path_of_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('extends = "h100"\nname = "mine"\ntitle = "A box"\n')
+    assert machine_of(row(hardware=str(file)))[0].title == "A box"
+
+
 def test_a_stated_network_takes_the_place_of_the_machines_own() -> None:
     own, slow = load_machine("h100"), machine_of(row(network_gbps=100))[0]
     assert slow.tiers[-1].bandwidth == (100 * GIGABIT,)

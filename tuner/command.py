@@ -75,7 +75,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Search and report: 0 with layouts that fit, 1 where nothing does, 2 where the study failed, 130 after Ctrl-C."""
     _refuse(arguments)
-    from perfmodel import Layout, check_chips, load_machine, slice_of
+    from perfmodel import Layout, check_chips, load_machine
     from tuner.table import report
 
     machine = load_machine(arguments.machine, framework=arguments.framework)
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     fixed = Layout.read_keys(arguments.fix)
     graphs = _programs(arguments, fixed, output)
     space = _space(arguments, fixed, graphs, ranks, output)
-    result = _search(arguments, graphs, space, slice_of(machine, ranks), output)
+    result = _search(arguments, graphs, space, machine, output)
     program = next(iter(graphs.values()))
     heading = (
         f"{program.name} on {arguments.chips} x {machine.title} = {ranks} ranks, global batch "

@@ -21,6 +21,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "latency": (1e-8, 1e-3),
     "inner": (1e-8, 1e-3),
     "base": (1e-7, 1e-2),
+    "pipeline_depth": (1.0, 64.0),
     "copies": (1e-2, 20.0),
     "fill": (1e-2, 100.0),
     "operands": (1e-1, 500.0),
@@ -32,6 +33,7 @@ NEUTRAL: Mapping[str, float] = {
     "latency": 5e-6,
     "inner": 2e-6,
     "base": 1e-5,
+    "pipeline_depth": 16.0,
     "copies": 1.0,
     "fill": 1.0,
     "operands": 10.0,
@@ -61,8 +63,8 @@ class Parameter:
 
 
 def parameters(data: Data) -> list[Parameter]:
-    """Efficiencies and collective constants of a calibration; what a datasheet says is not fitted, nor is the last
-    point of a curve, which the others are shares of.
+    """Efficiencies, pipeline depth and collective constants of a calibration; what a datasheet says is not fitted, nor
+    is the last point of a curve, which the others are shares of.
     """
     found = []
     for path, keys, value, unit in _numbers(data):
@@ -92,6 +94,8 @@ def _numbers(data: Data) -> Iterator[tuple[str, tuple[str | int, ...], float, st
     for name, number in data["efficiency"].get("by_dtype", {}).items():
         keys: tuple[str | int, ...] = ("efficiency", "by_dtype", name, "value")
         yield f"efficiency.by_dtype.{name}", keys, float(number["value"]), number["unit"]
+    depth = data["pipeline_depth"]
+    yield "pipeline_depth", ("pipeline_depth", "value"), float(depth["value"]), depth["unit"]
     for i, tier in enumerate(data["tiers"]):
         for j, algorithm in enumerate(tier["algorithms"]):
             where = f"tiers.{tier['name']}.algorithms.{algorithm['name']}"

@@ -11,7 +11,9 @@ from perfmodel.machine_spec import MachineSpec
 
 
 def uncalibrated(spec: MachineSpec) -> Data:
-    """A calibration to start from where a machine has none: on every tier a ring, and a tree for all-reduces."""
+    """A calibration to start from where a machine has none: on every tier a ring, and for all-reduces halving and
+    doubling.
+    """
 
     def number(value: Any, unit: str = "1") -> Data:
         return {"value": value, "unit": unit, "kind": "assumed", "source": "where the fit starts"}
@@ -36,9 +38,9 @@ def uncalibrated(spec: MachineSpec) -> Data:
         "fit": {"date": "never", "data": "none", "residuals": "none"},
         "efficiency": {**engines, "attention": number(0.5), **shapes, "by_dtype": dtypes},
         "overlap": overlap | behind,
-        "pipeline_depth": number(4.0),
+        "pipeline_depth": number(16.0),
         "tiers": [
-            {"name": tier.name, "algorithms": [algorithm("ring", GATHERS), algorithm("tree", ["all_reduce"])]}
+            {"name": tier.name, "algorithms": [algorithm("ring", GATHERS), algorithm("recursive", ["all_reduce"])]}
             for tier in spec.tiers
         ],
     }

@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Predict and report; 1 where the layout does not fit into memory."""
-    from perfmodel import Layout, LayoutError, check_chips, load_machine, predict, slice_of, trace
+    from perfmodel import Layout, LayoutError, check_chips, load_machine, predict, trace
     from perfmodel.report.breakdown import breakdown_json, breakdown_report
     from perfmodel.report.estimate import estimate_report
     from perfmodel.report.explain import explain_json, explain_report
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     graph = trace(load(arguments, recompute=layout.recompute))
     layout = replace(layout, global_batch=arguments.global_batch or graph.global_batch)
     layout = layout.suited(graph, given=Layout.read_keys(arguments.layout))
-    estimate = predict(graph, layout, slice_of(machine, ranks))
+    estimate = predict(graph, layout, machine)
     broken = [rule for rule, is_broken in estimate.violations.items() if is_broken and rule != OUT_OF_MEMORY]
     if broken:
         raise LayoutError(
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     output.note(
         f"{arguments.chips} x {machine.title} = {ranks} ranks, global batch {layout.global_batch}, {layout.notation()}"
     )
-    explanation = _explained(arguments, graph, layout, slice_of(machine, ranks), estimate)
+    explanation = _explained(arguments, graph, layout, machine, estimate)
     output.result(
         lambda: {
             "layout": layout.notation(),

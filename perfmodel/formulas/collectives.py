@@ -65,6 +65,27 @@ def gather_seconds_per_byte(n: Number, b: Number) -> Number:
     return (n - 1.0) / (n * b)
 
 
+def tree_seconds_per_byte(n: Number, b: Number) -> Number:
+    """Wire time of the way up, or of the way down, of an all-reduce on two binary trees that carry half of V each, per
+    byte of V: min(n, 4) / (4 b), and 0 where the group is a single rank [s/B].
+
+    Nodes that branch in one tree are leaves of the other. With four nodes or more one of these sends half of V to its
+    parent in both trees and half to each of two children: 2 V in all; two nodes only exchange halves, V in all.
+    Source: NCCL, src/graph/trees.cc, and issues 812 and 946 for two nodes.
+    """
+    return np.where(n > 1.0, np.minimum(n, 4.0) / 4.0, 0.0) / b
+
+
+def flat_ring_seconds_per_byte(n: Number, m: Number, b: Number) -> Number:
+    """Wire time of all-gather, or of reduce-scatter, on one ring through all m ranks of each of n members, per byte of
+    V: (n m - 1) / (n m b), and 0 where the group lies within one member [s/B].
+
+    All but a rank's own part passes each link of the ring, those between members as well.
+    Source: NCCL, issues 471 (its rings are flat) and 812.
+    """
+    return np.where(n > 1.0, (n * m - 1.0) / (n * m), 0.0) / b
+
+
 def all_to_all_switch_seconds_per_byte(n: Number, b: Number) -> Number:
     """Wire time of all-to-all through a switch per byte of V: (n - 1) / (n b) [s/B]."""
     return (n - 1.0) / (n * b)

@@ -47,11 +47,11 @@ GIGABIT = UNITS["Gbit/s"]
 
 
 def machine_name(row: Row) -> str:
-    """The machine that a row ran on; raises RowError where there is no file for it."""
+    """The machine that a row ran on, shipped or the path of a file; raises RowError where there is none for it."""
     text = row.text("hardware")
     if not text:
         raise RowError("no hardware")
-    if text in machine_names():
+    if text in machine_names() or text.endswith(".toml"):
         return text
     for pattern, name in MACHINES:
         if re.search(pattern, text, re.IGNORECASE):
