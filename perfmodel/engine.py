@@ -18,6 +18,9 @@ TRANSCENDENTAL = (
 )
 SCALAR = frozenset(TRANSCENDENTAL.split())
 GPSIMD = frozenset({"sort", "chlo.top_k", "ApproxTopK", "scatter", "select_and_scatter", "rng_bit_generator"})
+MATMULS = ("dot_general", "perfmodel.scaled_matmul")
+MEASURED = ("perfmodel.attention", "perfmodel.scaled_matmul")
+"""How marked kernels are called of which the share of the matrix engine's peak is measured with what else they do."""
 ROWS = {"gather": None, "scatter": 2}
 """Ops that fetch or store rows one by one: the operand whose rows they are, or None for the result."""
 
@@ -34,12 +37,12 @@ class Matmul:
 
 
 def matmul(sharded: ShardedGraph, local: LocalOp) -> Matmul | None:
-    """The matmul of a `dot_general`; of other ops the shape is not known."""
+    """The matmul of an op whose first operands are multiplied; of other ops the shape is not known."""
     op = local.op
-    if op.kind != "dot_general":
+    if op.kind not in MATMULS:
         return None
-    (work,) = op.work
-    left, right = ({i for dim in dims for i in dim} for dims in op.operand_dims)
+    work = next(work for work in op.work if work.engine == "tensor")
+    left, right = ({i for dim in dims for i in dim} for dims in op.operand_dims[:2])
     result = {i for dim in op.result_dims[0] for i in dim}
 
     def size(indices: Iterable[int]) -> Term:
@@ -69,14 +72,14 @@ def _local_size(sharded: ShardedGraph, local: LocalOp, i: int) -> Term:
 def executed(sharded: ShardedGraph, local: LocalOp) -> list[tuple[str, str, Term]]:
     """(engine, element type, FLOPs that one rank executes) of an op.
 
-    Of a marked attention kernel only its matmuls are told: the share of the matrix engine's peak that such kernels
-    reach is measured with their softmax.
+    Of marked kernels of attention, and of narrow operands with their scales, only the matmuls are told: the share of
+    the matrix engine's peak that such kernels reach is measured with their softmax, or with scaling.
     """
-    attention = local.op.kind.startswith("perfmodel.attention")
+    whole = local.op.kind.startswith(MEASURED)
     return [
         (_engine(local.op, work), work.dtype, _spread(sharded, local, work.flops * work.share, work.over))
         for work in local.op.work
-        if work.engine == "tensor" or not attention
+        if work.engine == "tensor" or not whole
     ]
 
 

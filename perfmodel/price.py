@@ -120,6 +120,8 @@ class Costs:
 
 
 DTYPES = {"bf16": "bf16", "f16": "f16", "f32": "f32", "f64": "f32"}
+NARROW = ("f8", "f4")
+"""How types begin that come in several kinds, all of one rate."""
 
 
 def price(plan: Plan, sizes: Mapping[str, Number], machine: Machine) -> Costs:
@@ -376,7 +378,8 @@ def _matmul_seconds(matmul: Matmul, evaluate: Evaluator, machine: Machine) -> Nu
 
 def tensor_name(dtype: str) -> str:
     """The rate of a machine file that a StableHLO element type runs at."""
-    return "f8" if dtype.startswith("f8") else DTYPES.get(dtype, dtype)
+    narrow = next((name for name in NARROW if dtype.startswith(name)), None)
+    return narrow or DTYPES.get(dtype, dtype)
 
 
 def tensor_rate(machine: Machine, dtype: str) -> float:

@@ -46,20 +46,8 @@ from perfmodel.graph import Graph, Loop
 from perfmodel.models import DecoderConfig, load_program, read_config
 from perfmodel.models.attention import attention
 from perfmodel.models.decoder import ACTIVATIONS, clamped, loss, normalise, rotate
-from perfmodel.models.training import (
-    BATCH,
-    BETA1,
-    BETA2,
-    CLIP,
-    DECAY,
-    LEARNING_RATE,
-    MICROBATCHES,
-    STABILISER,
-    TOKENS_PER_STEP,
-    accumulate,
-    adam,
-    train_program,
-)
+from perfmodel.models.optimizer import BETA1, BETA2, CLIP, DECAY, LEARNING_RATE, STABILISER, adam
+from perfmodel.models.training import BATCH, MICROBATCHES, TOKENS_PER_STEP, accumulate, train_program
 from perfmodel.models.weights import layout_of
 from perfmodel.trace import Program, trace
 

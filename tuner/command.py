@@ -179,6 +179,7 @@ def _programs(arguments: argparse.Namespace, fixed: dict[str, Any], output: Outp
             seq_len=arguments.seq_len,
             recompute=policy,
             capacity_factor=arguments.capacity_factor,
+            precision=arguments.precision,
             mesh_axes=arguments.mesh_axis,
         )
         program = load(assign=assign)

@@ -17,6 +17,10 @@ ASSIGN = (
     "them); whole for a dim to be left whole; auto for the names that the work suggests, which tune takes where no dim "
     "has one; may be repeated"
 )
+PRECISION = (
+    "element types: bf16 (default), fp16, fp32, tf32, fp8, fp8-block, mxfp8 or nvfp4, and keys such as master=0, "
+    "grads=bf16, reduce=bf16, moments=bf16 or int8, as in fp8,moments=int8"
+)
 MACHINE = "machine name (see `perfmodel hardware list`) or path of a .toml file"
 FRAMEWORK = (
     "what runs the step: neuron, xla-gpu, xla-tpu, megatron, torch, or the path of a .toml file (default: what JAX "
@@ -37,6 +41,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="rows of each expert, as a multiple of its fair share; tokens beyond are dropped (default: none is)",
     )
+    parser.add_argument("--precision", metavar="P", help=PRECISION)
     parser.add_argument("--assign", action="append", default=[], metavar="PATTERN=NAME", help=ASSIGN)
     parser.add_argument("--mesh-axis", action="append", default=[], metavar="AXIS=AXES", help=MESH_AXIS)
 
@@ -50,6 +55,7 @@ def load(arguments: argparse.Namespace, *, recompute: str) -> Program:
         seq_len=arguments.seq_len,
         recompute=recompute,
         capacity_factor=arguments.capacity_factor,
+        precision=arguments.precision,
         assign=arguments.assign,
         mesh_axes=arguments.mesh_axis,
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfmodel.errors import AxisNameError, ModelError, PerfModelError, told
 from perfmodel.models.config import DecoderConfig, preset_names, read_config
+from perfmodel.models.precision import read_precision
 
 if TYPE_CHECKING:
     from perfmodel.trace.program import Program
@@ -39,20 +40,23 @@ def load_program(
     seq_len: int | None = None,
     recompute: str = "full",
     capacity_factor: float | None = None,
+    precision: str | None = None,
     assign: Sequence[str] = (),
     mesh_axes: Sequence[str] = (),
 ) -> Program:
     """The training step of a preset, a Hugging Face config.json, `package.module:function`, or a StableHLO file.
 
-    A function is called with `recompute`, and with `seq_len` and `capacity_factor` where they are given, if it takes
-    them; a file is what it is. `capacity_factor` bounds the rows of each expert, as `train_program` has it. `assign`
+    A function is called with `recompute`, and with `seq_len`, `capacity_factor` and `precision` where they are given,
+    if it takes them; a file is what it is. `capacity_factor` bounds the rows of each expert, as `train_program` has it;
+    `precision` is a text such as `fp8,moments=int8`, as `read_precision` reads it. `assign`
     gives axis names to dims of arguments, each text `PATTERN=NAME`, or `auto` for those that `propose` finds.
     `mesh_axes` tell what axes of the program's own mesh stand for, each text `AXIS=AXES`, as in `data=dp,fsdp`.
 
     Raises ModelError, TraceError for a StableHLO file that cannot be read, AxisNameError for a pattern that matches
     nothing and for a name that neither layouts nor the program know.
     """
-    program = _found(model, seq_len, recompute, capacity_factor)
+    asked = {"seq_len": seq_len, "capacity_factor": capacity_factor, "precision": precision}
+    program = _found(model, recompute, asked)
     if mesh_axes:
         from perfmodel.trace import read_mesh_axes  # JAX, which reading a config does not need
 
@@ -87,14 +91,14 @@ def _check_names(program: Program, given: Mapping[str, str]) -> None:
             )
 
 
-def _found(model: str, seq_len: int | None, recompute: str, capacity_factor: float | None) -> Program:
+def _found(model: str, recompute: str, asked: Mapping[str, Any]) -> Program:
+    seq_len, capacity_factor = asked["seq_len"], asked["capacity_factor"]
     _check_options(seq_len, recompute)
     _check_path(model)
     if model.endswith(STABLEHLO) or (os.path.isfile(model) and not model.endswith(".json")):
-        return _from_file(model, {"seq_len": seq_len, "capacity_factor": capacity_factor})
+        return _from_file(model, asked)
     if ":" in model and not os.path.exists(model):
-        options = {"seq_len": seq_len, "recompute": recompute, "capacity_factor": capacity_factor}
-        return _from_function(model, options)
+        return _from_function(model, {**asked, "recompute": recompute})
     config = read_config(model)
     length = seq_len or min(config.positions, LONGEST)
     if length > config.positions and not config.rotary:
@@ -103,9 +107,12 @@ def _found(model: str, seq_len: int | None, recompute: str, capacity_factor: flo
             f"learns: give a shorter one"
         )
     _check_capacity(config, capacity_factor)
+    precision = read_precision(asked["precision"] or "")
     from perfmodel.models.training import train_program  # JAX, as above
 
-    return train_program(config, seq_len=length, recompute=recompute, capacity_factor=capacity_factor)
+    return train_program(
+        config, seq_len=length, recompute=recompute, capacity_factor=capacity_factor, precision=precision
+    )
 
 
 def _check_options(seq_len: int | None, recompute: str) -> None:
@@ -140,7 +147,7 @@ def _check_path(model: str) -> None:
         )
 
 
-ASKED = {"seq_len": "sequence length", "capacity_factor": "capacity factor"}
+ASKED = {"seq_len": "sequence length", "capacity_factor": "capacity factor", "precision": "precision"}
 """Options that a user gives only to have them heeded."""
 
 
@@ -149,7 +156,7 @@ def _from_file(model: str, options: Mapping[str, Any]) -> Program:
 
     for key, value in options.items():
         if value is not None:
-            raise ModelError(f"model {model}: got {ASKED[key]} {value}, expected none: a lowered step has its sizes")
+            raise ModelError(f"model {model}: got {ASKED[key]} {value}, expected none: a lowered step is what it is")
     return read_program(model)
 
 

@@ -19,9 +19,10 @@ from perfmodel.models import latent
 from perfmodel.models.architecture import DecoderConfig
 from perfmodel.models.attention import attention
 from perfmodel.models.experts import Inner, mix, routed
+from perfmodel.models.linear import Linears
+from perfmodel.models.precision import Scaling
 from perfmodel.models.weights import Stack, Tree, loops_of
 
-COMPUTE = jnp.bfloat16
 EPSILON = 1e-5
 ROPE_BASE = 10_000.0
 
@@ -63,29 +64,33 @@ def rotate(x: Array, size: int) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """The parts of a layer that a recompute policy may wrap: fused elementwise kernels, routing, the attention core."""
+    """The parts of a layer that a recompute policy may wrap: fused elementwise kernels, routing, the attention core;
+    and how it multiplies with its weights.
+    """
 
     normalise: Callable[[Array, Tree, str], Array]
     rotate: Callable[[Array, int], Array]
     inner: Inner
     route: Callable[..., tuple[Array, Array]]
     core: Callable[..., Array]
+    linears: Linears
 
 
-def pieces(config: DecoderConfig, recompute: str, window: int | None = None) -> Pieces:
+def pieces(config: DecoderConfig, recompute: str, scaling: Scaling | None = None, window: int | None = None) -> Pieces:
     """Under `none` and `selective` elementwise kernels save their inputs only, as fused kernels do; `selective` drops
     the attention core's residuals too; under `full` the whole layer is recomputed and nothing needs wrapping.
     """
     assert recompute in RECOMPUTE, recompute
-    inner, core = inner_of(config), partial(attention, window=window)
+    inner, core, linears = inner_of(config), partial(attention, window=window), Linears(scaling)
     if recompute == "full":
-        return Pieces(normalise=normalise, rotate=rotate, inner=inner, route=routed, core=core)
+        return Pieces(normalise=normalise, rotate=rotate, inner=inner, route=routed, core=core, linears=linears)
     return Pieces(
         normalise=jax.checkpoint(normalise, static_argnums=2),
         rotate=jax.checkpoint(rotate, static_argnums=1),
         inner=jax.checkpoint(inner),
         route=jax.checkpoint(routed, static_argnums=0),
         core=jax.checkpoint(core) if recompute == "selective" else core,
+        linears=linears,
     )
 
 
@@ -105,23 +110,26 @@ def clamped(gate: Array, up: Array) -> Array:
     return (up + 1) * gate * jax.nn.sigmoid(SHARPNESS * gate)
 
 
+QUERIES_KEYS_VALUES = {"query": "bsd,dkgh->bskgh", "key": "bsd,dkh->bskh", "value": "bsd,dkh->bskh"}
+MLP = {**dict.fromkeys(("up", "gate"), "bsd,df->bsf"), "down": "bsf,fd->bsd"}
+"""Equations of weights."""
+
+
 @jax.named_scope("attention")
 def attend(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> Array:
     """Attention sublayer: projections, positions, core, output; x [batch, seq, embed]."""
     q, k, v = projections(c, x, w, p)
     core = p.core(q, k, v, w["sinks"]) if c.sinks else p.core(q, k, v)
-    out = jnp.einsum("bskgh,kghd->bsd", core, w["out"])
+    (out,) = p.linears(core, w, {"out": "bskgh,kghd->bsd"})
     return out + w["out_bias"] if c.out_bias else out
 
 
 def projections(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> tuple[Array, Array, Array]:
     """Queries, keys and values, with positions."""
     if c.latent is not None:
-        q = latent.queries(c.latent, x, w, p.normalise, p.rotate)
-        return q, *latent.keys_and_values(c.latent, x, w, p.normalise, p.rotate)
-    q = jnp.einsum("bsd,dkgh->bskgh", x, w["query"])
-    k = jnp.einsum("bsd,dkh->bskh", x, w["key"])
-    v = jnp.einsum("bsd,dkh->bskh", x, w["value"])
+        q = latent.queries(c.latent, x, w, p.linears, p.normalise, p.rotate)
+        return q, *latent.keys_and_values(c.latent, x, w, p.linears, p.normalise, p.rotate)
+    q, k, v = p.linears(x, w, QUERIES_KEYS_VALUES)
     if c.qkv_bias:
         q, k, v = q + w["query_bias"], k + w["key_bias"], v + w["value_bias"]
     if c.qk_norm:
@@ -136,20 +144,20 @@ def projections(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> tuple[Array, 
 def feed_forward(c: DecoderConfig, x: Array, w: Tree, p: Pieces, prefix: str = "") -> Array:
     """MLP sublayer, gated or plain."""
 
-    def project(x: Array, name: str) -> Array:
-        out = x @ w[prefix + name]
-        return out + w[f"{prefix}{name}_bias"] if c.mlp_bias else out
+    def project(x: Array, *names: str) -> list[Array]:
+        made = p.linears(x, w, {prefix + name: MLP[name] for name in names})
+        return [out + w[f"{prefix}{name}_bias"] if c.mlp_bias else out for name, out in zip(names, made, strict=True)]
 
-    up = project(x, "up")
-    hidden = p.inner(project(x, "gate"), up) if c.gated else p.inner(up)
-    return project(hidden, "down")
+    up, *gate = project(x, "up", "gate") if c.gated else project(x, "up")
+    (down,) = project(p.inner(*gate, up), "down")
+    return down
 
 
 @jax.named_scope("experts")
 def mixture(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> Array:
     """MLP sublayer of experts, and of those that every token visits."""
     assert c.experts is not None
-    out = mix(c.experts, x, w, p.route, p.inner)
+    out = mix(c.experts, x, w, p.route, p.inner, p.linears.grouped)
     return out + feed_forward(c, x, w, p, "shared_") if c.experts.shared else out
 
 
@@ -161,11 +169,18 @@ def block(c: DecoderConfig, stack: Stack, x: Array, w: Tree, p: Pieces) -> Array
     return attended + sublayer(c, p.normalise(read, w, "mlp_norm"), w, p)
 
 
-def run(c: DecoderConfig, stacks: tuple[Stack, ...], weights: Tree, x: Array, recompute: str) -> Array:
+def run(
+    c: DecoderConfig,
+    stacks: tuple[Stack, ...],
+    weights: Tree,
+    x: Array,
+    recompute: str,
+    scaling: Scaling | None = None,
+) -> Array:
     """A loop over layers, each trip one of every stack."""
 
     def layer(stack: Stack) -> Callable[[Array, Tree], Array]:
-        step = partial(block, c, stack, p=pieces(c, recompute, stack.window))
+        step = partial(block, c, stack, p=pieces(c, recompute, scaling, stack.window))
         return jax.checkpoint(step) if recompute == "full" else step
 
     steps = [layer(stack) for stack in stacks]
@@ -178,14 +193,22 @@ def run(c: DecoderConfig, stacks: tuple[Stack, ...], weights: Tree, x: Array, re
     return lax.scan(trip, x, tuple(weights[stack.name] for stack in stacks))[0]
 
 
-def loss(c: DecoderConfig, weights: Tree, tokens: Array, targets: Array, recompute: str) -> Array:
+def loss(
+    c: DecoderConfig,
+    weights: Tree,
+    tokens: Array,
+    targets: Array,
+    recompute: str,
+    scaling: Scaling | None = None,
+) -> Array:
     """Mean cross-entropy of next-token prediction; tokens and targets [batch, seq].
 
-    recompute: `none` saves what the backward pass reads, `selective` recomputes the attention core, `full` the layer.
+    recompute: `none` saves what the backward pass reads, `selective` recomputes the attention core, `full` the layer;
+    scaling: of the matmuls of the layers' weights, whose slots are with the weights.
     """
     x = embed(c, weights, tokens)
     for stacks in loops_of(c):
-        x = run(c, stacks, weights, x, recompute)
+        x = run(c, stacks, weights, x, recompute, scaling)
     x = pieces(c, recompute).normalise(x, weights, "final_norm")
     return cross_entropy(x, weights["embedding"].T if c.tied else weights["head"], targets)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,11 +24,16 @@ GROUPED = lax.RaggedDotDimensionNumbers(
 Inner = Callable[..., Array]
 """A layer's nonlinearity, of one or two inner vectors."""
 
+Multiply = Callable[[Array, Array, Tree, Sequence[str]], list[Array]]
+"""What the matrices of these names make of the experts' rows, of which each has so many."""
 
-def mix(e: Experts, x: Array, w: Tree, route: Callable[..., tuple[Array, Array]], inner: Inner) -> Array:
+
+def mix(
+    e: Experts, x: Array, w: Tree, route: Callable[..., tuple[Array, Array]], inner: Inner, multiply: Multiply
+) -> Array:
     """What a token's experts make of it, weighted; x [batch, seq, embed].
 
-    route: `routed`, or that under a recompute policy; inner: the nonlinearity.
+    route: `routed`, or that under a recompute policy; inner: the nonlinearity; multiply: the matmuls.
     """
     chosen, weights = route(e, x, {name: w[name] for name in ROUTING if name in w})
     choices = x.shape[1] * e.active
@@ -37,14 +42,9 @@ def mix(e: Experts, x: Array, w: Tree, route: Callable[..., tuple[Array, Array]]
     rows, counts = dispatch(layout, x, chosen)
     if capacity is not None:
         rows = rows.reshape(x.shape[0], e.count, capacity, -1)
-    outputs = _experts(rows, counts, w, inner)
+    into = multiply(rows, counts, w, [name for name in ("gate", "up") if name in w])
+    (outputs,) = multiply(inner(*into), counts, w, ["down"])
     return combine(layout, outputs.reshape(x.shape[0], -1, x.shape[2]), chosen, weights)
-
-
-def _experts(rows: Array, counts: Array, w: Tree, inner: Inner) -> Array:
-    """Every expert's MLP on its own rows."""
-    into = [matmul(rows, counts, w[name], w.get(f"{name}_bias")) for name in ("gate", "up") if name in w]
-    return matmul(inner(*into), counts, w["down"], w.get("down_bias"))
 
 
 def matmul(rows: Array, counts: Array, weight: Array, bias: Array | None) -> Array:

@@ -5,7 +5,7 @@ Heads are [rotary, plain] here, where DeepSeek writes [plain, rotary]: the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 from jax import Array
@@ -13,23 +13,30 @@ from jax import Array
 from perfmodel.models.architecture import Latent
 from perfmodel.models.weights import Tree
 
+Multiply = Callable[[Array, Tree, Mapping[str, str]], list[Array]]
+"""What weights make of a vector, each by its equation."""
 Normalise = Callable[[Array, Tree, str], Array]
 Rotate = Callable[[Array, int], Array]
 
 
-def queries(latent: Latent, x: Array, w: Tree, normalise: Normalise, rotate: Rotate) -> Array:
+def queries(latent: Latent, x: Array, w: Tree, multiply: Multiply, normalise: Normalise, rotate: Rotate) -> Array:
     """Queries [batch, seq, kv_heads, q_per_kv, head_dim]."""
     if latent.query_rank is not None:
-        x = normalise(x @ w["query_down"], w, "query_norm")
-    return rotate(jnp.einsum("bsd,dkgh->bskgh", x, w["query_up"]), latent.rotary)
+        (narrow,) = multiply(x, w, {"query_down": "bsd,dn->bsn"})
+        x = normalise(narrow, w, "query_norm")
+    (up,) = multiply(x, w, {"query_up": "bsd,dkgh->bskgh"})
+    return rotate(up, latent.rotary)
 
 
-def keys_and_values(latent: Latent, x: Array, w: Tree, normalise: Normalise, rotate: Rotate) -> tuple[Array, Array]:
+def keys_and_values(
+    latent: Latent, x: Array, w: Tree, multiply: Multiply, normalise: Normalise, rotate: Rotate
+) -> tuple[Array, Array]:
     """Keys [batch, seq, kv_heads, head_dim], whose rotary part all heads share, and values [batch, seq, kv_heads,
     value].
     """
-    narrow = normalise(x @ w["key_value_down"], w, "key_value_norm")
-    plain = jnp.einsum("bsr,rkh->bskh", narrow, w["key_up"])
-    turned = rotate(x @ w["key_rotary"], latent.rotary)
+    down, positions = multiply(x, w, {"key_value_down": "bsd,dn->bsn", "key_rotary": "bsd,dt->bst"})
+    narrow = normalise(down, w, "key_value_norm")
+    plain, values = multiply(narrow, w, {"key_up": "bsn,nkh->bskh", "value_up": "bsn,nkv->bskv"})
+    turned = rotate(positions, latent.rotary)
     shared = jnp.broadcast_to(turned[:, :, None, :], (*plain.shape[:3], latent.rotary))
-    return jnp.concatenate([shared, plain], axis=-1), jnp.einsum("bsr,rkv->bskv", narrow, w["value_up"])
+    return jnp.concatenate([shared, plain], axis=-1), values

@@ -1,4 +1,4 @@
-"""The training step that trainers run: mixed precision, microbatches, Adam on fp32 master weights."""
+"""The training step that trainers run: mixed precision, microbatches, Adam, by default on fp32 master weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from jax import Array, lax
 
 from perfmodel.errors import ModelError
 from perfmodel.models.architecture import DecoderConfig
-from perfmodel.models.decoder import COMPUTE, loss
+from perfmodel.models.decoder import loss
+from perfmodel.models.optimizer import adam, state_of
+from perfmodel.models.precision import DEFAULT, DTYPES, Precision
+from perfmodel.models.scales import history_of, next_history, scales_of, unseen_of, with_slots
 from perfmodel.models.weights import Tree, is_entry, layout_of
 from perfmodel.trace.program import Argument, Program
-
-LEARNING_RATE, BETA1, BETA2, STABILISER, DECAY, CLIP = 3e-4, 0.9, 0.95, 1e-8, 0.1, 1.0
 
 # Sizes of the trace only: both dims are resized by the layout.
 MICROBATCHES, BATCH = 2, 2
@@ -26,13 +27,19 @@ TOKENS_PER_STEP = 2**22
 
 
 def train_program(
-    config: DecoderConfig, *, seq_len: int, recompute: str = "full", capacity_factor: float | None = None
+    config: DecoderConfig,
+    *,
+    seq_len: int,
+    recompute: str = "full",
+    capacity_factor: float | None = None,
+    precision: Precision = DEFAULT,
 ) -> Program:
     """One training step as a Program.
 
-    Arguments: bf16 parameters; optimizer state (fp32 master weights and two moments, step count); tokens and targets
-    [microbatch, batch, seq]. Gradients accumulate in fp32 over the microbatches, are clipped by their global norm,
-    and Adam updates the master weights, from which the new bf16 parameters are cast.
+    Arguments: parameters, in bf16 by default; optimizer state (fp32 master weights and two moments, step count); tokens
+    and targets [microbatch, batch, seq]. Gradients accumulate in fp32 over the microbatches, are clipped by their
+    global norm, and Adam updates the master weights, from which the new parameters are cast. `precision` says what is
+    in other types.
 
     capacity_factor: rows that each expert has, as a multiple of its fair share; None drops no token. Raises ModelError
     for one below or at 0, or for a model without experts.
@@ -40,34 +47,46 @@ def train_program(
     config = _with_capacity(config, capacity_factor)
 
     def step(parameters: Tree, optimizer: Tree, tokens: Array, targets: Array) -> tuple[Tree, Tree, Array]:
-        gradients, value = accumulate(config, parameters, tokens, targets, recompute)
-        parameters, optimizer = adam(optimizer, gradients)
-        return parameters, optimizer, value
+        history = optimizer.get("history", {})
+        scales = scales_of(history, precision)
+        gradients, value, seen = accumulate(
+            config, parameters, tokens, targets, recompute, precision, scales, optimizer.get("loss_scale", 1.0)
+        )
+        parameters, state = adam(optimizer, gradients, parameters, precision)
+        if history:
+            state["history"] = next_history(history, parameters, seen)
+        return parameters, state, value
+
+    def in_tf32(*arguments: Any) -> tuple[Tree, Tree, Array]:
+        with jax.default_matmul_precision("TF32_TF32_F32"):
+            return step(*arguments)
 
     return Program(
         name=config.name,
-        fn=step,
-        arguments=_arguments(config, seq_len),
+        fn=in_tf32 if precision.compute == "tf32" else step,
+        arguments=_arguments(config, seq_len, precision),
         donated=("parameters", "optimizer"),
         recompute=recompute,
         global_batch=max(1, TOKENS_PER_STEP // seq_len),
     )
 
 
-def _arguments(config: DecoderConfig, seq_len: int) -> tuple[Argument, ...]:
+def _arguments(config: DecoderConfig, seq_len: int, precision: Precision) -> tuple[Argument, ...]:
     layout = layout_of(config)
-    axes = jax.tree.map(lambda entry: entry[1], layout, is_leaf=is_entry)
-
-    def weights(dtype: Any) -> Tree:
-        return jax.tree.map(lambda entry: jax.ShapeDtypeStruct(entry[0], dtype), layout, is_leaf=is_entry)
-
-    full = {name: weights(jnp.float32) for name in ("master", "first", "second")}
-    state = {**full, "step": jax.ShapeDtypeStruct((), jnp.int32)}
+    dtype = DTYPES[precision.compute]
+    weights = jax.tree.map(lambda entry: jax.ShapeDtypeStruct(entry[0], dtype), layout, is_leaf=is_entry)
+    names = jax.tree.map(lambda entry: entry[1], layout, is_leaf=is_entry)
+    state, state_names = state_of(layout, precision)
+    if history := history_of(config, precision):
+        state["history"] = jax.tree.map(
+            lambda entry: jax.ShapeDtypeStruct(entry[0], jnp.float32), history, is_leaf=is_entry
+        )
+        state_names["history"] = jax.tree.map(lambda entry: entry[1], history, is_leaf=is_entry)
     tokens = jax.ShapeDtypeStruct((MICROBATCHES, BATCH, seq_len), jnp.int32)
     batch_axes = ("microbatch", "batch", "seq")
     return (
-        Argument(name="parameters", role="parameters", tree=weights(COMPUTE), axes=axes),
-        Argument(name="optimizer", role="optimizer", tree=state, axes={**dict.fromkeys(full, axes), "step": ()}),
+        Argument(name="parameters", role="parameters", tree=weights, axes=names),
+        Argument(name="optimizer", role="optimizer", tree=state, axes=state_names),
         Argument(name="tokens", role="batch", tree=tokens, axes=batch_axes),
         Argument(name="targets", role="batch", tree=tokens, axes=batch_axes),
     )
@@ -84,38 +103,34 @@ def _with_capacity(config: DecoderConfig, factor: float | None) -> DecoderConfig
 
 
 def accumulate(
-    config: DecoderConfig, parameters: Tree, tokens: Array, targets: Array, recompute: str
-) -> tuple[Tree, Array]:
-    """Mean gradients in fp32 and mean loss over the microbatches."""
+    config: DecoderConfig,
+    parameters: Tree,
+    tokens: Array,
+    targets: Array,
+    recompute: str,
+    precision: Precision = DEFAULT,
+    scales: Tree | None = None,
+    loss_scale: Array | float = 1.0,
+) -> tuple[Tree, Array, Tree]:
+    """Mean gradients and mean loss over the microbatches, and the largest magnitudes that were seen of what `scales`
+    (as in `perfmodel.models.scales`) scale, by sequence.
+    """
+    dtype, scales = DTYPES[precision.grads], scales or {}
 
-    def microbatch(total: Tree, data: tuple[Array, Array]) -> tuple[Tree, Array]:
-        value, gradients = jax.value_and_grad(lambda w: loss(config, w, *data, recompute))(parameters)
+    def value(weights: Tree, seen: Tree, data: tuple[Array, Array]) -> Array:
+        found = loss(config, with_slots(weights, scales, seen), *data, recompute, precision.scaling)
+        return found * loss_scale if precision.compute == "fp16" else found
+
+    def microbatch(total: tuple[Tree, Tree], data: tuple[Array, Array]) -> tuple[tuple[Tree, Tree], Array]:
+        unseen = jax.tree.map(jnp.zeros_like, total[1])
+        found, (gradients, seen) = jax.value_and_grad(value, argnums=(0, 1))(parameters, unseen, data)
         with jax.named_scope("gradients"):
-            return jax.tree.map(lambda a, g: a + g.astype(jnp.float32), total, gradients), value
+            summed = jax.tree.map(lambda a, g: a + g.astype(dtype), total[0], gradients)
+        return (summed, jax.tree.map(jnp.maximum, total[1], seen)), found
 
-    zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), parameters)
-    total, losses = lax.scan(microbatch, zeros, (tokens, targets))
+    zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, dtype), parameters)
+    (total, seen), losses = lax.scan(microbatch, (zeros, unseen_of(scales, tokens.shape[1])), (tokens, targets))
+    if precision.reduce != precision.grads:
+        total = jax.tree.map(lambda g: g.astype(DTYPES[precision.reduce]).astype(dtype), total)
     count = tokens.shape[0]
-    return jax.tree.map(lambda g: g / count, total), jnp.mean(losses)
-
-
-@jax.named_scope("optimizer")
-def adam(state: Tree, gradients: Tree) -> tuple[Tree, Tree]:
-    """AdamW with clipping by global norm; returns the new bf16 parameters and the new state."""
-    norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradients)))
-    scale = jnp.minimum(1.0, CLIP / (norm + STABILISER))
-    step = state["step"] + 1
-    correction1 = 1.0 - BETA1 ** step.astype(jnp.float32)
-    correction2 = 1.0 - BETA2 ** step.astype(jnp.float32)
-
-    def update(w: Array, m: Array, v: Array, g: Array) -> tuple[Array, Array, Array]:
-        g = g * scale
-        m = BETA1 * m + (1.0 - BETA1) * g
-        v = BETA2 * v + (1.0 - BETA2) * g * g
-        direction = (m / correction1) / (jnp.sqrt(v / correction2) + STABILISER)
-        return w - LEARNING_RATE * (direction + DECAY * w), m, v
-
-    moved = jax.tree.map(update, state["master"], state["first"], state["second"], gradients)
-    master, first, second = (jax.tree.map(lambda triple, i=i: triple[i], moved, is_leaf=is_entry) for i in range(3))
-    parameters = jax.tree.map(lambda w: w.astype(COMPUTE), master)
-    return parameters, {"master": master, "first": first, "second": second, "step": step}
+    return jax.tree.map(lambda g: g / count, total), jnp.mean(losses), seen

@@ -16,6 +16,8 @@ Entry = tuple[tuple[int, ...], tuple[str, ...]]
 Block = dict[str, Entry]
 
 HEAD_NAMES = ("kv_heads", "q_per_kv")
+STACKED = ("layers", "dense_layers")
+"""Names of dims along which layers lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,19 @@ def layout_of(c: DecoderConfig) -> Tree:
     if not c.tied:
         tree["head"] = ((c.embed, c.vocab), ("embed", "vocab"))
     return tree
+
+
+def linears_of(c: DecoderConfig, stack: Stack) -> list[tuple[str, ...]]:
+    """Weights of a layer that its linears multiply with, those together that meet one input."""
+    groups: list[tuple[str, ...]] = [("query", "key", "value")]
+    if c.latent is not None:
+        down = [("query_down",)] if c.latent.query_rank is not None else []
+        groups = [*down, ("query_up",), ("key_value_down", "key_rotary"), ("key_up", "value_up")]
+    inner = _inner(c)
+    if c.experts is None or not stack.routed:
+        return [*groups, ("out",), inner, ("down",)]
+    shared = [tuple(f"shared_{name}" for name in inner), ("shared_down",)] if c.experts.shared else []
+    return [*groups, ("out",), inner[::-1], ("down",), *shared]
 
 
 def is_entry(node: Any) -> bool:

@@ -10,7 +10,7 @@ from perfmodel.errors import TraceError
 from perfmodel.trace.ops import KINDS, NOW, Shape, Shapes
 from perfmodel.trace.raw import Frame, RawOp, RawWork
 from perfmodel.trace.rules import NOTES, OWN_RULES, attributes_of, identity_rule
-from perfmodel.trace.stablehlo import read_rule
+from perfmodel.trace.stablehlo import multiplied_in, read_rule
 
 if TYPE_CHECKING:
     from perfmodel.trace.walk import Walker
@@ -75,7 +75,7 @@ def _work(walker: Walker, op: ir.Operation, name: str, raw: RawOp, shapes: OpSha
         )
     if flops == 0.0:
         return []
-    dtype = walker.dtypes[raw.operands[0] if raw.operands else raw.results[0]]
+    dtype = multiplied_in(op) or walker.dtypes[raw.operands[0] if raw.operands else raw.results[0]]
     over = [i for dims in (*raw.rule.operands, *raw.rule.results) for dim in dims for i in dim]
     return [RawWork(engine=engine, flops=flops, dtype=dtype, over=tuple(sorted(set(over))))]
 

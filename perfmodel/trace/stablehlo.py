@@ -220,6 +220,13 @@ def line_of(location: ir.Location) -> str | None:
     return None
 
 
+def multiplied_in(op: ir.Operation) -> str | None:
+    """The type in which a matmul is asked to multiply, where that is another than its operands are in, as `tf32`."""
+    if "algorithm" not in op.attributes:
+        return None
+    return str(stablehlo.DotAlgorithm(op.attributes["algorithm"]).lhs_precision_type)
+
+
 def splat(op: ir.Operation) -> float | None:
     """The one number a constant holds, or None if it holds several."""
     try:
