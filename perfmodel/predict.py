@@ -44,9 +44,9 @@ class Structure:
 
 
 @lru_cache(maxsize=64)
-def _structure(key: Identity[Graph], zero: int, sp: bool, ring: bool) -> Structure:
+def _structure(key: Identity[Graph], zero: int, sp: bool, ring: bool, experts: str) -> Structure:
     with _uncollected():
-        sharded = shard(key.it, assignment(zero=zero, sp=sp, ring=ring))
+        sharded = shard(key.it, assignment(zero=zero, sp=sp, ring=ring, experts=experts))
         return Structure(plan=analyse(sharded), memory=plan_memory(sharded), constraints=constraints(sharded))
 
 
@@ -81,7 +81,7 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
             f"layout: got no value in {', '.join(empty)}, expected one for each layout: leave out what is empty"
         )
     machine = _slice(machine, layout)
-    structure = _structure(Identity(graph), layout.zero, layout.sp, layout.ring)
+    structure = _structure(Identity(graph), layout.zero, layout.sp, layout.ring, layout.experts)
     sizes = layout.sizes(graph)
     costs = price(structure.plan, sizes, machine)
     time = step_time(costs, sizes, machine, layout.schedule)

@@ -157,6 +157,22 @@ def test_rows_of_experts_move_over_ep_and_tp_alone(
     assert rows_moved(name, layout, capacity_factor=capacity_factor) == shuffle | tensor
 
 
+@pytest.mark.parametrize("capacity_factor", [None, 1.0])
+@pytest.mark.parametrize(("experts", "axes"), [("cp+ep", {"cp", "ep"}), ("tp+cp+ep", {"tp", "cp", "ep"})])
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
+def test_one_shuffle_takes_rows_to_experts_over_the_ranks_of_a_sequence_too(
+    name: str, experts: str, axes: set[str], capacity_factor: float | None
+) -> None:
+    """Experts that are whole on a rank are not gathered for over tp; their gradients are sums over dp and fsdp alone."""
+    layout = Layout(dp=2, ep=2, cp=2, tp=2, mb=2, global_batch=16, zero=0, experts=experts)
+    rows = layout.mb * S * experts_of(name).active * D * BF16 / layout.cp
+    parts = {(kind, frozenset({"tp"})): 2 * rows for kind in ("all_gather", "reduce_scatter") if "tp" not in axes}
+    shuffle = {("all_to_all", frozenset(axes)): 4 * rows / layout.tp}
+    assert rows_moved(name, layout, capacity_factor=capacity_factor) == shuffle | parts
+    gradients = [m for m in moved(name, layout, capacity_factor=capacity_factor) if m.phase == "update"]
+    assert {m.axes for m in gradients if {"experts", "embed"} <= m.names} == {frozenset({"dp"})}
+
+
 @pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("capacity_factor", [None, 1.5])
 def test_without_a_capacity_ranks_tell_each_other_their_counts(capacity_factor: float | None, recompute: str) -> None:
