@@ -20,10 +20,10 @@ AXES = ("tp", "cp", "ep", "fsdp", "dp", "pp")
 """Mesh axes, innermost on the fabric first: the axis that communicates most sits on the nearest ranks."""
 
 RECOMPUTE = ("none", "selective", "full")
-EXPERTS: Mapping[str, tuple[str, ...]] = {"ep": ("ep",), "cp+ep": ("ep", "cp"), "tp+cp+ep": ("ep", "cp", *TP)}
-"""Ways to spread experts -> the mesh axes, major to minor: by ranks of ep alone, with copies on those of cp and parts
-on those of tp, or as Megatron-Core spreads them, over cp too, or each whole on a rank of its own (expert tensor
-parallelism of 1).
+EXPERTS: Mapping[str, tuple[str, ...]] = {"ep": ("ep",), "cp+ep": ("cp", "ep"), "tp+cp+ep": (*TP, "cp", "ep")}
+"""Ways to spread experts -> the mesh axes, major to minor: over ep alone, with copies on ranks of cp and parts on those
+of tp; or, as Megatron-Core spreads them, over cp too, or with an expert tensor-parallel size of 1 also over tp. ep,
+which takes part of the batch elsewhere, is minor: the shuffle back then leaves the others in order.
 """
 WHOLE = "whole"
 """Axis name of a dim that no layout shards, though what is proposed for a program may want it."""

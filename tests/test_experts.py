@@ -134,7 +134,7 @@ def rows_moved(
     total: dict[tuple[str, frozenset[str]], float] = {}
     for m in moved(name, layout, capacity_factor=capacity_factor):
         if {"batch", "experts"} <= m.names and m.dtype == "bf16":
-            share = m.bytes * m.times / layout.microbatches / (c.layers - c.dense_layers)
+            share = m.bytes * m.times / float(layout.microbatches) / (c.layers - c.dense_layers)
             total[m.kind, m.axes] = total.get((m.kind, m.axes), 0.0) + share
     return total
 
@@ -163,7 +163,7 @@ def test_rows_of_experts_move_over_ep_and_tp_alone(
 def test_one_shuffle_takes_rows_to_experts_over_the_ranks_of_a_sequence_too(
     name: str, experts: str, axes: set[str], capacity_factor: float | None
 ) -> None:
-    """Experts that are whole on a rank are not gathered for over tp; their gradients are sums over dp and fsdp alone."""
+    """Experts that are whole on a rank have no rows gathered over tp; their gradients are sums over dp alone."""
     layout = Layout(dp=2, ep=2, cp=2, tp=2, mb=2, global_batch=16, zero=0, experts=experts)
     rows = layout.mb * S * experts_of(name).active * D * BF16 / layout.cp
     parts = {(kind, frozenset({"tp"})): 2 * rows for kind in ("all_gather", "reduce_scatter") if "tp" not in axes}
