@@ -20,6 +20,11 @@ AXES = ("tp", "cp", "ep", "fsdp", "dp", "pp")
 """Mesh axes, innermost on the fabric first: the axis that communicates most sits on the nearest ranks."""
 
 RECOMPUTE = ("none", "selective", "full")
+EXPERTS: Mapping[str, tuple[str, ...]] = {"ep": ("ep",), "cp+ep": ("cp", "ep"), "tp+cp+ep": (*TP, "cp", "ep")}
+"""Ways to spread experts -> the mesh axes, major to minor: over ep alone, with copies on ranks of cp and parts on those
+of tp; or, as Megatron-Core spreads them, over cp too, or with an expert tensor-parallel size of 1 also over tp. ep,
+which takes part of the batch elsewhere, is minor: the shuffle back then leaves the others in order.
+"""
 WHOLE = "whole"
 """Axis name of a dim that no layout shards, though what is proposed for a program may want it."""
 
@@ -52,6 +57,7 @@ class Layout:
     zero:          ZeRO stage over fsdp and ep: 1 optimizer state, 2 and gradients, 3 and parameters (FSDP)
     sp:            whether activations between blocks are sharded over tp along the sequence
     ring:          whether keys and values pass round a ring of the cp ranks instead of being gathered
+    experts:       ranks that experts are spread over: one of `EXPERTS`
     recompute:     none, selective (attention core) or full
     schedule:      of the pipeline: one of `SCHEDULES`
     """
@@ -68,6 +74,7 @@ class Layout:
     zero: int = 3
     sp: bool = True
     ring: bool = False
+    experts: str = "ep"
     recompute: str = "full"
     schedule: str = SCHEDULES[0]
 
@@ -102,12 +109,15 @@ class Layout:
 
     def settled(self) -> Layout:
         """The same layout without choices about axes of size 1: no ZeRO without fsdp or ep, no sequence parallelism
-        without tp, no ring without cp, no schedule without pp; scalar layouts only.
+        without tp, no ring without cp, no experts over tp or cp without these, no schedule without pp; scalar layouts
+        only.
         """
         zero = self.zero if self.fsdp * self.ep > 1 else 0
         vpp, schedule = (self.vpp, self.schedule) if self.pp > 1 else (1, SCHEDULES[0])
         sp, ring = bool(self.sp and self.tp > 1), bool(self.ring and self.cp > 1)
-        return replace(self, zero=zero, sp=sp, ring=ring, vpp=vpp, schedule=schedule)
+        spread = {way: math.prod(int(getattr(self, axis)) for axis in way.split("+")) for way in EXPERTS}
+        experts = next(way for way in EXPERTS if spread[way] == spread[self.experts])
+        return replace(self, zero=zero, sp=sp, ring=ring, experts=experts, vpp=vpp, schedule=schedule)
 
     def suited(self, graph: Graph, given: Collection[str]) -> Layout:
         """The same layout with what a graph leaves no choice about, but for the keys that are `given`: the recompute
@@ -153,7 +163,7 @@ class Layout:
     @property
     def assignment(self) -> Assignment:
         """The structure of this layout; equal for every element of an array of layouts."""
-        return assignment(zero=self.zero, sp=self.sp, ring=self.ring)
+        return assignment(zero=self.zero, sp=self.sp, ring=self.ring, experts=self.experts)
 
     def sizes(self, graph: Graph) -> dict[str, Number]:
         """Sizes of the symbols of `perfmodel.work` for a graph, as float64."""
@@ -175,8 +185,9 @@ class Layout:
         seldom = {key for key in ("ep", "vpp") if getattr(self, key) == 1}
         numbers = [f"{key}={int(getattr(self, key))}" for key in NUMBERS if key not in seldom]
         ring = ("ring=1",) if self.ring else ()
+        experts = (f"experts={self.experts}",) if len(EXPERTS[self.experts]) > 1 else ()
         schedule = (f"schedule={self.schedule}",) if self.schedule != SCHEDULES[0] else ()
-        choices = (f"zero={self.zero}", f"sp={int(self.sp)}", *ring, f"recompute={self.recompute}", *schedule)
+        choices = (f"zero={self.zero}", f"sp={int(self.sp)}", *ring, *experts, f"recompute={self.recompute}", *schedule)
         return ",".join((*numbers, *choices))
 
     def at(self, i: int) -> Layout:
@@ -190,7 +201,7 @@ class Layout:
 NUMBERS = ("dp", "fsdp", "ep", "tp", "cp", "pp", "vpp", "mb")
 """Keys of sizes, in the order in which a layout is written."""
 
-STRUCTURE = ("zero", "sp", "ring", "recompute", "schedule")
+STRUCTURE = ("zero", "sp", "ring", "experts", "recompute", "schedule")
 
 
 def _float(x: Number) -> Number:
@@ -198,18 +209,19 @@ def _float(x: Number) -> Number:
     return array if array.ndim else float(array)
 
 
-def assignment(*, zero: int, sp: bool, ring: bool = False) -> Assignment:
+def assignment(*, zero: int, sp: bool, ring: bool = False, experts: str = "ep") -> Assignment:
     """The strategies as data: no strategy has code of its own.
 
     Weights: embed -> fsdp (and ep, but for experts) where the ZeRO stage stores that role sharded. Compute: experts ->
-    ep, heads, mlp and vocab -> tp, layers -> pp, batch -> dp, fsdp and ep, seq -> cp, and with sequence parallelism ->
-    tp wherever nothing else in the op wants it.
+    ep (and cp and tp, as `EXPERTS` has it), heads, mlp and vocab -> tp, layers -> pp, batch -> dp, fsdp and ep, seq ->
+    cp, and with sequence parallelism -> tp wherever nothing else in the op wants it.
     """
-    sharded: Rules = (("experts", ("ep",)), ("embed", ("fsdp", "ep")))
+    spread = ("experts", EXPERTS[experts])
+    sharded: Rules = (spread, ("embed", ("fsdp", "ep")))
     stages = {"optimizer": 1, "gradients": 2, "parameters": 3}
     compute: Rules = (
         ("layers", ("pp",)),
-        ("experts", ("ep",)),
+        spread,
         ("kv_heads", TP[:1]),
         ("q_per_kv", TP[1:]),
         ("mlp", TP),
@@ -240,7 +252,7 @@ def _pairs(notation: str) -> dict[str, str]:
 
 
 KEYS = (*AXES, "vpp", "mb", *STRUCTURE)
-WORDS: Mapping[str, tuple[str, ...]] = {"recompute": RECOMPUTE, "schedule": SCHEDULES}
+WORDS: Mapping[str, tuple[str, ...]] = {"experts": tuple(EXPERTS), "recompute": RECOMPUTE, "schedule": SCHEDULES}
 """Keys whose values are words, and these."""
 
 

@@ -80,6 +80,17 @@ class Placement:
             dims.append(tuple(row))
         return State(tuple(dims), frozenset(partial))
 
+    def left_at_rest(self, value: int, state: State) -> State:
+        """Where a value rests that was made in `state`: what no name gives a place to (the rows of an expert, of which
+        a part lies wherever a part of a sequence does) stays where it was made.
+        """
+        rest = self.resting_state(value)
+        dims = []
+        for dim, kept, made in zip(self._graph.values[value].dims, rest.dims, state.dims, strict=True):
+            row = zip(dim, kept, made, strict=True)
+            dims.append(tuple(k if self.wanted[f] else tuple(a for a in m if a not in rest.axes) for f, k, m in row))
+        return State(tuple(dims))
+
     def bytes(self, value: int, state: State) -> Term:
         """Bytes of a value on each rank."""
         if value not in self._whole:

@@ -46,13 +46,13 @@ class Structure:
 
 def structure_of(graph: Graph, layout: Layout) -> Structure:
     """What is known of a graph under the assignment of a layout; worked out once for each."""
-    return _structure(Identity(graph), layout.zero, layout.sp, layout.ring)
+    return _structure(Identity(graph), layout.zero, layout.sp, layout.ring, layout.experts)
 
 
 @lru_cache(maxsize=64)
-def _structure(key: Identity[Graph], zero: int, sp: bool, ring: bool) -> Structure:
+def _structure(key: Identity[Graph], zero: int, sp: bool, ring: bool, experts: str) -> Structure:
     with _uncollected():
-        sharded = shard(key.it, assignment(zero=zero, sp=sp, ring=ring))
+        sharded = shard(key.it, assignment(zero=zero, sp=sp, ring=ring, experts=experts))
         return Structure(plan=analyse(sharded), memory=plan_memory(sharded), constraints=constraints(sharded))
 
 

@@ -204,7 +204,7 @@ class _Sharder:
     def accumulator_state(self, value: int, state: State) -> State:
         if not self.place.is_activation(value):
             return self.place.at_rest(value, state, "gradients")
-        return State(state.dims) if self.place.repeats(value) else self.place.resting_state(value)
+        return State(state.dims) if self.place.repeats(value) else self.place.left_at_rest(value, state)
 
 
 def _carried_in(op: Op, states: Sequence[State], passing: frozenset[str]) -> list[frozenset[str]]:

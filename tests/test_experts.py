@@ -126,6 +126,53 @@ def test_rows_travel_to_the_experts_and_back_in_each_direction(
         assert sum(m.times for m in found if m.phase == phase) == expected * layers, phase
 
 
+def rows_moved(
+    name: str, layout: Layout, capacity_factor: float | None = None
+) -> dict[tuple[str, frozenset[str]], float]:
+    """Bytes that a layer moves of experts' rows in its forward and backward pass, by kind and axes."""
+    c = CONFIGS[name]
+    total: dict[tuple[str, frozenset[str]], float] = {}
+    for m in moved(name, layout, capacity_factor=capacity_factor):
+        if {"batch", "experts"} <= m.names and m.dtype == "bf16":
+            share = m.bytes * m.times / float(layout.microbatches) / (c.layers - c.dense_layers)
+            total[m.kind, m.axes] = total.get((m.kind, m.axes), 0.0) + share
+    return total
+
+
+@pytest.mark.parametrize("capacity_factor", [None, 1.0])
+@pytest.mark.parametrize("sp", [False, True])
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("cp", [1, 2])
+@pytest.mark.parametrize("ep", [1, 2, 4])
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
+def test_rows_of_experts_move_over_ep_and_tp_alone(
+    name: str, ep: int, cp: int, tp: int, sp: bool, capacity_factor: float | None
+) -> None:
+    """Ranks of cp hold copies of the experts: a part of a sequence, and what is kept of its rows, never leaves them."""
+    layout = Layout(ep=ep, cp=cp, tp=tp, sp=sp and tp > 1, mb=2, global_batch=8 * ep)
+    rows = layout.mb * S * experts_of(name).active * D * BF16 / cp
+    shuffle = {("all_to_all", frozenset({"ep"})): 4 * rows / (tp if layout.sp else 1)} if ep > 1 else {}
+    kinds = ("all_gather", "reduce_scatter") if layout.sp else ("all_reduce",) if tp > 1 else ()
+    tensor = {(kind, frozenset({"tp"})): 2 * rows for kind in kinds}
+    assert rows_moved(name, layout, capacity_factor=capacity_factor) == shuffle | tensor
+
+
+@pytest.mark.parametrize("capacity_factor", [None, 1.0])
+@pytest.mark.parametrize(("experts", "axes"), [("cp+ep", {"cp", "ep"}), ("tp+cp+ep", {"tp", "cp", "ep"})])
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
+def test_one_shuffle_takes_rows_to_experts_over_the_ranks_of_a_sequence_too(
+    name: str, experts: str, axes: set[str], capacity_factor: float | None
+) -> None:
+    """Experts that are whole on a rank have no rows gathered over tp; their gradients are sums over dp alone."""
+    layout = Layout(dp=2, ep=2, cp=2, tp=2, mb=2, global_batch=16, zero=0, experts=experts)
+    rows = layout.mb * S * experts_of(name).active * D * BF16 / layout.cp
+    parts = {(kind, frozenset({"tp"})): 2 * rows for kind in ("all_gather", "reduce_scatter") if "tp" not in axes}
+    shuffle = {("all_to_all", frozenset(axes)): 4 * rows / layout.tp}
+    assert rows_moved(name, layout, capacity_factor=capacity_factor) == shuffle | parts
+    gradients = [m for m in moved(name, layout, capacity_factor=capacity_factor) if m.phase == "update"]
+    assert {m.axes for m in gradients if {"experts", "embed"} <= m.names} == {frozenset({"dp"})}
+
+
 @pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("capacity_factor", [None, 1.5])
 def test_without_a_capacity_ranks_tell_each_other_their_counts(capacity_factor: float | None, recompute: str) -> None:

@@ -89,7 +89,7 @@ def test_read_keys_returns_only_what_was_given() -> None:
         (
             "tq=8",
             "'tq'",
-            "one of tp, cp, ep, fsdp, dp, pp, vpp, mb, zero, sp, ring, recompute, schedule",
+            "one of tp, cp, ep, fsdp, dp, pp, vpp, mb, zero, sp, ring, experts, recompute, schedule",
             "correct or remove it",
         ),
         ("tp=2,tp=4", "'tp' twice", "once", "remove one"),

@@ -29,9 +29,17 @@ EMBED, LAYERS = TINY_LLAMA["hidden_size"], TINY_LLAMA["num_hidden_layers"]
 
 
 def layout(
-    *, dp: int = 1, fsdp: int = 1, ep: int = 1, tp: int = 1, cp: int = 1, zero: int = 0, sp: bool = False
+    *,
+    dp: int = 1,
+    fsdp: int = 1,
+    ep: int = 1,
+    tp: int = 1,
+    cp: int = 1,
+    zero: int = 0,
+    sp: bool = False,
+    experts: str = "ep",
 ) -> Layout:
-    return Layout(dp=dp, fsdp=fsdp, ep=ep, tp=tp, cp=cp, mb=2, global_batch=24, zero=zero, sp=sp)
+    return Layout(dp=dp, fsdp=fsdp, ep=ep, tp=tp, cp=cp, mb=2, global_batch=24, zero=zero, sp=sp, experts=experts)
 
 
 LAYOUTS = {
@@ -90,6 +98,8 @@ EXPERT_LAYOUTS = {
     "EP x DP": layout(ep=2, dp=2),
     "EP x FSDP": layout(ep=2, fsdp=2, zero=3),
     "EP x TP": layout(ep=4, tp=2),
+    "EP over TP": layout(ep=2, tp=2, experts="tp+cp+ep"),
+    "EP over TP x FSDP": layout(ep=2, fsdp=2, tp=2, zero=3, experts="tp+cp+ep"),
 }
 
 

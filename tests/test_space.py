@@ -58,6 +58,14 @@ def test_a_given_ring_stands_where_there_is_context_parallelism() -> None:
     assert {layout.ring for layout in found if layout.cp > 1} == {True}
 
 
+@pytest.mark.parametrize("experts", ["cp+ep", "tp+cp+ep"])
+def test_a_given_way_to_spread_experts_stands_where_there_is_tensor_or_context_parallelism(experts: str) -> None:
+    free = all_layouts(Space(ranks=4, global_batches=(4,)).table())
+    found = all_layouts(Space(ranks=4, global_batches=(4,), fixed={"experts": experts}).table())
+    assert len(found) == len(free)
+    assert {layout.settled() for layout in found} == {replace(layout, experts=experts).settled() for layout in free}
+
+
 def test_several_batches_are_the_union_of_their_spaces() -> None:
     both = all_layouts(Space(ranks=4, global_batches=(8, 16)).table())
     assert set(both) == by_hand(4, 8) | by_hand(4, 16)

@@ -72,6 +72,8 @@ LAYOUTS: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
     "experts within copies": ({"n_experts": 4, "ep": 4}, {"dp": 2, "ep": 4}, ""),
     "experts within shards": ({"n_experts": 4, "ep": 4, "zero_stage": 1}, {"fsdp": 2, "ep": 4}, ""),
     "experts over more": ({"n_experts": 32, "ep": 16}, {"dp": 1, "ep": 8}, "experts over 16 ranks, predicted over 8"),
+    "experts over parts of sequences": ({"dp": 4, "cp": 2, "n_experts": 8, "ep": 8}, {"ep": 4, "experts": "cp+ep"}, ""),
+    "experts over tensor ranks": ({"dp": 4, "tp": 2, "n_experts": 8, "ep": 8}, {"ep": 4, "experts": "tp+cp+ep"}, ""),
     "no microbatch": ({"micro_batch": None}, {"mb": 1}, "microbatch not stated"),
     "no stage": ({"zero_stage": None}, {"zero": 0}, "ZeRO stage not stated"),
     "no policy": ({"recompute": None}, {"recompute": "none"}, "recompute policy not stated"),

@@ -2,7 +2,7 @@
 
 Structural choices (ZeRO stage, sequence parallelism, recompute policy) are few and listed; sizes are the rows of a
 table. A choice that changes nothing is made once: ZeRO needs fsdp or ep > 1, sequence parallelism tp > 1, a ring
-cp > 1, virtual stages and a pipeline schedule pp > 1.
+cp > 1, experts over more than ep tp or cp > 1, virtual stages and a pipeline schedule pp > 1.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "zero": (0, 1, 2, 3),
     "sp": (False, True),
     "ring": (False,),
+    "experts": ("ep",),
     "recompute": POLICIES,
     "schedule": ("1f1b",),
 }
 """Values of structural choices that are tried where none is given, what changes nothing first."""
 
-NEEDS = {"sp": "tp", "ring": "cp", "schedule": "pp"}
-"""Structural choices that change nothing where an axis has one rank."""
+NEEDS = {"sp": ("tp",), "ring": ("cp",), "experts": ("tp", "cp"), "schedule": ("pp",)}
+"""Structural choices that change nothing where all of some axes have one rank."""
 
 CHUNK = 65_536
 """Layouts handed out in one array: enough that they have much in common, few enough to stay near the processor."""
@@ -88,12 +89,13 @@ class Space:
         for axis in AXES:
             keep &= columns[axis] == self.fixed.get(axis, columns[axis])
         keep &= (columns["fsdp"] * columns["ep"] > 1) == (structure.zero > 0)
-        for choice, axis in NEEDS.items():
+        for choice, axes in NEEDS.items():
             off = CHOICES[choice][0]
             chosen = getattr(structure, choice) != off
-            keep &= (columns[axis] > 1) | (not chosen)
+            matters = np.any([columns[axis] > 1 for axis in axes], axis=0)
+            keep &= matters | (not chosen)
             if self.fixed.get(choice, off) != off:
-                keep &= (columns[axis] > 1) == chosen
+                keep &= matters == chosen
         staged = self._staged(sizes[keep], structure, layers)
         return np.concatenate([self._microbatched(staged, batch) for batch in self.global_batches])
 
@@ -171,8 +173,9 @@ class Table:
 def _name(layout: Layout) -> str:
     """The structural choices of a layout."""
     ring = ",ring=1" if layout.ring else ""
+    experts = f",experts={layout.experts}" if layout.experts != CHOICES["experts"][0] else ""
     schedule = f",schedule={layout.schedule}" if layout.schedule != CHOICES["schedule"][0] else ""
-    return f"zero={layout.zero},sp={int(layout.sp)}{ring},recompute={layout.recompute}{schedule}"
+    return f"zero={layout.zero},sp={int(layout.sp)}{ring}{experts},recompute={layout.recompute}{schedule}"
 
 
 def _layouts(structure: Layout, rows: NDArray[np.float64]) -> Layout:

@@ -85,17 +85,22 @@ def _zero(row: Row, data: int, differs: list[str]) -> int:
 
 
 def _with_experts(row: Row, sizes: dict[str, int], differs: list[str]) -> dict[str, Any]:
-    """The sizes with the expert axis split off the data axes, within which it lies."""
+    """The sizes with the expert axis split off the data axes, within which it lies, and the other ranks that experts
+    are spread over where those do not suffice.
+    """
     ep = row.count("ep") or 1
     if row.count("n_experts") is None:
         return {**sizes, "ep": 1}
     data = sizes["dp"] * sizes["fsdp"]
     inside = math.gcd(ep, data)
-    if inside < ep:
+    further = {sizes["tp"] * sizes["cp"]: "tp+cp+ep", sizes["cp"]: "cp+ep", 1: "ep"}
+    experts = further.get(ep // inside)
+    if experts is None:
         differs.append(f"experts over {ep} ranks, predicted over {inside}, those that share the batch")
     shard = math.gcd(inside, sizes["fsdp"])
     rest = math.gcd(inside // shard, sizes["dp"])
-    return {**sizes, "ep": shard * rest, "fsdp": sizes["fsdp"] // shard, "dp": sizes["dp"] // rest}
+    split = {"ep": shard * rest, "fsdp": sizes["fsdp"] // shard, "dp": sizes["dp"] // rest}
+    return {**sizes, **split, "experts": experts or "ep"}
 
 
 def _microbatch(row: Row, batch: int, data: int, differs: list[str]) -> int:
