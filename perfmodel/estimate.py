@@ -157,7 +157,8 @@ class Estimate:
         return {
             **plain,
             **unknown,
-            "likely_s": self.likely_s,
+            "interval": list(self.interval) if self.interval else None,
+            "likely_s": list(self.likely_s),
             "bound": self.bound,
             **{name: dict(getattr(self, name)) for name in TABLES if name not in UNPRINTED},
             "reasons": list(self.reasons),
