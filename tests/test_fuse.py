@@ -206,6 +206,18 @@ def test_a_loop_writes_the_result_of_a_matmul_into_a_stack_in_place() -> None:
     assert moved(kernels(fn, spec(3, N, C), spec(3, N, 4 * C))) == [INPUT + OUTPUT + WEIGHT + counter]
 
 
+def test_a_bias_of_a_partial_sum_stays_as_small_as_it_is() -> None:
+    """On all ranks but one it is left out before it is broadcast."""
+    args = {"x": (spec(N, C), ("batch", "mlp")), "w": (spec(C, C), ("mlp", None)), "b": (spec(C), (None,))}
+    named = tuple(Argument(name=k, role="other", tree=tree, axes=axes) for k, (tree, axes) in args.items())
+    graph = trace(Program(name="bias", fn=lambda x, w, b: x @ w + b, arguments=named))
+    sharded = shard(graph, assignment(zero=0, sp=False))
+    (kernel,) = fuse(sharded, sharded.nodes, sharded.results)
+    tp = 2
+    evaluate = Evaluator(ONE_RANK | {"mb": float(N), "tp_kv": float(tp)})
+    assert evaluate.amount(kernel.bytes) == INPUT / tp + SQUARE / tp + 2 * C + INPUT
+
+
 MADE: list[Callable[[Any, Any], Any]] = [
     lambda a, b: a @ b,
     lambda a, b: a + b,
