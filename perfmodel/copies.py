@@ -138,10 +138,10 @@ class Copies:
                 axes[i] = each
         here = Site(nodes=site.nodes, phase=op.phase, source=op.source)
         (source,), (dims,) = op.operands, op.operand_dims
-        operand = self.obtain(source, State(sharding(dims, axes)), here)
-        result = self.define(value, State(state.dims))
+        operand = self.obtain(source, State(sharding(dims, axes), state.partial), here)  # masked while it is small
+        result = self.define(value, state)
         site.nodes.append(LocalOp(op=op, operands=(operand,), results=(result,), axes=tuple(axes)))
-        return self._convert(result, state, here)
+        return result
 
     def _convert(self, copy: int, want: State, site: Site) -> int:
         for kind, axes in steps(self.table[copy].state, want):

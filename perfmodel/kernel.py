@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from perfmodel.engine import Matmul, attended, executed, matmul, moved_bytes, row_bytes
-from perfmodel.graph import Op
+from perfmodel.graph import Graph, Op
 from perfmodel.sharded import LocalOp, ShardedGraph
 from perfmodel.work import Amount, Term, amount
 
 SLICES = ("dynamic_slice", "gather")
 """Ops that fetch only some of their first operand."""
 
-VIEWS = ("dynamic_slice", "reshape", "transpose", "bitcast_convert")
-"""Ops that by themselves only rename memory."""
+VIEWS = ("dynamic_slice", "reshape", "transpose", "bitcast_convert", "broadcast_in_dim")
+"""Ops that by themselves only rename memory: slices by the loop's counter, broadcasts that add dims of size 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +63,10 @@ def kernel_of(
     for local in ops:
         for engine, dtype, term in executed(sharded, local):
             flops.setdefault((engine, dtype), []).append(term)
-    main = max(own.values(), key=lambda local: sum(work.flops for work in local.op.work))
+    main = max(own.values(), key=_weight)
     inside = {copy for local in ops for copy in local.results}
     inputs = {copy: None for local in ops for copy in local.operands if copy not in inside}
-    view = all(_is_view(local.op) for local in ops)
+    view = all(_is_view(sharded.graph, local.op) for local in ops)
     stated = moved_bytes(sharded, main)
     crossing = [*_reads(sharded, ops), *_writes(sharded, ops, needed)] if stated is None else [stated]
     return Kernel(
@@ -85,9 +85,19 @@ def kernel_of(
     )
 
 
-def _is_view(op: Op) -> bool:
+def _weight(local: LocalOp) -> tuple[bool, float]:
+    """What tells a kernel's main op: a matmul before all others, then the most FLOPs."""
+    work = local.op.work
+    return any(each.engine == "tensor" for each in work), sum(each.flops for each in work)
+
+
+def _is_view(graph: Graph, op: Op) -> bool:
     """Whether an op by itself only renames memory: the consumer reads the original in place."""
-    return op.kind in VIEWS and (op.kind != "dynamic_slice" or bool(op.stepped))
+    if op.kind == "dynamic_slice":
+        return bool(op.stepped)
+    if op.kind == "broadcast_in_dim":
+        return graph.elements(op.operands[0]) == graph.elements(op.results[0])
+    return op.kind in VIEWS
 
 
 def _reads(sharded: ShardedGraph, ops: Sequence[LocalOp]) -> list[Term]:

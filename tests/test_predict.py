@@ -95,14 +95,27 @@ def test_a_chain_of_elementwise_ops_takes_the_bytes_of_its_ends() -> None:
 
 def test_two_kernels_follow_each_other_and_each_launch_costs() -> None:
     """
-    | matmul: 2 M K N s | tanh: bytes in and out |
+    | matmul: 2 M K N s | maxima of rows: bytes in and out |
     """
-    two = traced(lambda x, w: jnp.tanh(x @ w), x=(spec(M, K), ("batch", None)), w=(spec(K, N), (None, None)))
+    two = traced(lambda x, w: (x @ w).max(1), x=(spec(M, K), ("batch", None)), w=(spec(K, N), (None, None)))
     layout = Layout(mb=M, global_batch=M, recompute="none")
     estimate = predict(
         two, layout, fake_machine(elementwise=dict.fromkeys(ELEMENTWISE, 1e9), kernel_launch_seconds=0.5)
     )
-    assert estimate.step_time_s == 2 * M * K * N + 0.5 + 2 * BF16 * M * N + 0.5
+    assert estimate.step_time_s == 2 * M * K * N + 0.5 + BF16 * (M * N + M) + 0.5
+
+
+def test_what_works_on_the_result_of_a_matmul_takes_its_time_beside_it() -> None:
+    """
+    | matmul: 2 M K N s             |
+    | bytes in and out, but not between |
+    """
+    one = traced(lambda x, w: jnp.tanh(x @ w), x=(spec(M, K), ("batch", None)), w=(spec(K, N), (None, None)))
+    layout = Layout(mb=M, global_batch=M, recompute="none")
+    machine = fake_machine(elementwise=dict.fromkeys(ELEMENTWISE, 1e9))
+    assert predict(one, layout, machine).step_time_s == 2 * M * K * N
+    slow = replace(machine, memory_bandwidth=machine.memory_bandwidth / 100)
+    assert predict(one, layout, slow).step_time_s == 100 * BF16 * (M * K + K * N + M * N)
 
 
 def test_a_reduced_matmul_waits_for_its_all_reduce() -> None:
