@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ class Estimate:
     memory_parts: Mapping[str, Number]
     engines: Mapping[str, Number]
     communication: Mapping[str, Number]
-    kernels: Iterable[KernelCost]
+    kernels: Iterable[KernelCost] = field(compare=False, repr=False)
     collectives: Iterable[CollectiveCost]
     cost_usd_per_hour: Number
     usd_per_million_tokens: Number

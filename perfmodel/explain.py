@@ -91,6 +91,7 @@ def explain(
     """
     if any(np.ndim(getattr(layout, name)) for name in NUMBERS):
         raise LayoutError("layout: got arrays of layouts, expected one to explain: take one of them with at")
+    layout = layout.settled()
     estimate = estimate or predict(graph, layout, machine)
     here = _Here(graph, layout, machine, estimate, retrace)
     changes = [*here.sizes(), *here.schedules(), *here.structures(), *here.policies(), *here.machines()]

@@ -26,7 +26,15 @@ TINY = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--accept", action="store_true", help="take the present answers as golden, after reading the diff")
+    parser.addoption(
+        "--accept", metavar="WHY", help="take the present answers as golden, after reading the diff; why, in words"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    why = config.getoption("--accept")
+    if why is not None and len(why.split()) < 3:
+        raise pytest.UsageError(f"--accept: got {why!r}, expected a reason: say in words why answers change")
 
 
 @pytest.fixture(scope="session")
@@ -39,20 +47,26 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, Any], None]:
-    """Compare a JSON document with a golden file: the same keys and texts, numbers within rounding."""
+    """Compare a JSON document with a golden file: the same keys and texts, numbers within rounding. The file also keeps
+    the reason why it was last accepted.
+    """
 
     def compare(name: str, document: Any) -> None:
-        path = GOLDEN / f"{name}.json"
-        if request.config.getoption("--accept"):
-            path.write_text(json.dumps(document, indent=1) + "\n")
-        assert document == _approximately(json.loads(path.read_text()))
+        path, why = GOLDEN / f"{name}.json", request.config.getoption("--accept")
+        known = json.loads(path.read_text()) if path.exists() else {}
+        known.pop("accepted", None)
+        if why and document != approximately(known):
+            path.write_text(json.dumps({"accepted": why, **document}, indent=1) + "\n")
+        else:
+            assert document == approximately(known)
 
     return compare
 
 
-def _approximately(value: Any) -> Any:
+def approximately(value: Any) -> Any:
+    """Equal to the same keys and texts, and to numbers within rounding."""
     if isinstance(value, dict):
-        return {key: _approximately(each) for key, each in value.items()}
+        return {key: approximately(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_approximately(each) for each in value]
+        return [approximately(each) for each in value]
     return pytest.approx(value, rel=1e-9) if isinstance(value, float) else value

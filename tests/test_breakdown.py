@@ -133,6 +133,10 @@ def test_kernels_of_arrays_are_those_of_each_layout_and_cost_nothing_before(monk
     assert again.at(1).step_time_s > 0.0
 
 
+def test_equal_estimates_stay_equal() -> None:
+    assert estimate("sharded") == estimate("sharded")
+
+
 @pytest.mark.parametrize("by", ["kernel", "layer"])
 def test_the_json_of_a_breakdown_sums_to_the_step(by: str) -> None:
     found = estimate("interleaved")

@@ -194,7 +194,8 @@ def test_a_layout_that_does_not_fit_is_told_what_does_the_cheapest_first() -> No
     assert part == "optimizer"
     assert share == found.estimate.memory_parts[part] / found.estimate.memory_bytes
     lines = list(explain_lines(found))
-    assert lines[0].startswith("does not fit: needs ")
+    assert lines[0].startswith("out of memory: needs ")
+    assert lines[0].endswith(" % of it optimizer")
     assert all(" fits: needs " in line for line in lines[2:])
     assert any(c.layout.zero == 3 and c.layout.fsdp > 1 for c in found.changes)
     assert {c.layout.ranks for c in found.changes} == {layout.ranks}
@@ -253,6 +254,21 @@ def test_a_program_without_microbatches_keeps_its_batch_whole() -> None:
     changes = [change for change in explain(whole, layout, load_machine("trn2")).changes if not change.imagined]
     assert changes
     assert {change.layout.mb * change.layout.data for change in changes} == {64}
+
+
+def test_choices_that_change_nothing_are_no_change() -> None:
+    plain = Layout(dp=4, tp=1, **MLP)
+    idle = replace(plain, zero=3, sp=True, schedule="gpipe")
+    found = on_fake(idle, **FREE_BUT_MATMULS)
+    assert found.layout == plain
+    assert found.remedy is not None
+    assert found.remedy.saves == pytest.approx(0.5, rel=0.01)
+    assert all(change.what for change in found.changes)
+
+
+def test_a_layout_that_breaks_another_rule_is_told_so() -> None:
+    found = on_fake(Layout(pp=4, **MLP))
+    assert next(iter(explain_lines(found))) == "layers 6 not divisible by pp"
 
 
 def test_arrays_of_layouts_are_an_error() -> None:

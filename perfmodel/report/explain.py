@@ -9,6 +9,7 @@ from rich.console import RenderableType
 
 from perfmodel.explain import Change, Explanation
 from perfmodel.report.layout import pairs
+from perfmodel.rules import OUT_OF_MEMORY
 from perfmodel.units import GIB
 
 TITLE = "What bounds the step, and what to change"
@@ -20,11 +21,12 @@ def explain_report(explanation: Explanation) -> Iterator[RenderableType]:
 
 
 def explain_lines(explanation: Explanation) -> Iterator[str]:
-    """The claims in words: what is short of memory, if it is, then the bound, then what to change."""
+    """The claims in words: what is wrong with the layout, if anything is, then the bound, then what to change."""
     estimate = explanation.estimate
     if not estimate.fits:
         part, share = explanation.largest
-        yield f"does not fit: needs {_memory(estimate)}, {_percent(share)} of it {part}"
+        held = f", {_percent(share)} of it {part}" if estimate.violations[OUT_OF_MEMORY] else ""
+        yield f"{'; '.join(estimate.reasons)}{held}"
     yield _bound(explanation)
     for change in explanation.changes:
         yield _imagined(change) if change.imagined else _line(change) if estimate.fits else _fitting(change)
