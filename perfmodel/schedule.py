@@ -88,13 +88,8 @@ def step_time(
     cut: Cut | None = None,
 ) -> StepTime:
     """Time of one training step for given costs, axis sizes, pipeline schedule and cut (by default an even one)."""
-    cut = cut or even_cut(0, sizes)
-    stages = [_Stage(costs, view, sizes[MICROBATCH], pace.host, cut.share(view)) for view in VIEWS]
-    pipeline = _Pipeline(schedule, sizes["pp"], sizes[VIRTUAL], cut)
-    expected, lower, upper = (
-        _Step(stages, pipeline, overlap, _overhead(sizes, pace))
-        for overlap in (pace.overlap, dict.fromkeys((*CLASSES, DATA), 1.0), {})
-    )
+    overlaps: list[Mapping[str, Number]] = [pace.overlap, dict.fromkeys((*CLASSES, DATA), 1.0), {}]
+    expected, lower, upper = _steps(costs, sizes, pace, schedule, cut or even_cut(0, sizes), overlaps)
     return StepTime(
         expected=expected.total,
         lower=lower.total,
@@ -103,6 +98,38 @@ def step_time(
         traffic=Late((*CLASSES, DATA), expected.traffic_of),
         runs=expected.runs,
     )
+
+
+def task_seconds(costs: Costs, sizes: Mapping[str, Number], pace: Pace, view: str, share: Number) -> dict[str, Number]:
+    """Seconds of a microbatch on a stage, by the kinds of `perfmodel.pipeline.Task`: F and B wait for communication and
+    for the host, each by its part of the compute; W are the gradients of weights.
+    """
+    stage = _Stage(costs, view, sizes[MICROBATCH], pace.host, share)
+    exposed = exposed_seconds(stage.traffic, stage.microbatch, pace.overlap)
+    kernels = _total(seconds for name in PHASES for seconds in _found(stage.repeated, name))
+    whole = _waited(stage, exposed) - stage.weights
+    forward = whole * _total(_found(stage.repeated, "forward")) / np.maximum(kernels, np.finfo(np.float64).tiny)
+    return {"F": forward, "B": whole - forward, "W": stage.weights}
+
+
+def seconds_behind(costs: Costs, sizes: Mapping[str, Number], pace: Pace, schedule: str, cut: Cut) -> Number:
+    """Seconds of a step that follow the last microbatch: what happens once, and the overhead."""
+    (step,) = _steps(costs, sizes, pace, schedule, cut, [pace.overlap])
+    return step.behind
+
+
+def _steps(
+    costs: Costs,
+    sizes: Mapping[str, Number],
+    pace: Pace,
+    schedule: str,
+    cut: Cut,
+    overlaps: Sequence[Mapping[str, Number]],
+) -> list[_Step]:
+    """The step under each of some overlaps."""
+    stages = [_Stage(costs, view, sizes[MICROBATCH], pace.host, cut.share(view)) for view in VIEWS]
+    pipeline = _Pipeline(schedule, sizes["pp"], sizes[VIRTUAL], cut)
+    return [_Step(stages, pipeline, overlap, _overhead(sizes, pace)) for overlap in overlaps]
 
 
 def cut_layers(costs: Costs, sizes: Mapping[str, Number], pace: Pace, layers: Number, cut: str) -> Cut:
@@ -186,6 +213,12 @@ class _Step:
         """Seconds of a step by part."""
         return self._slowest([self._part(view, part) for view in self._run])
 
+    @property
+    def behind(self) -> Number:
+        """Seconds that follow the last microbatch."""
+        piped = [self._stages[view].count * self.microbatch(view) + self._bubble(view) for view in self._run]
+        return self.total - self._slowest(piped)
+
     def traffic_of(self, klass: str) -> Number:
         """Seconds of a class of collectives in a step, before overlap."""
         stages = [self._stages[view] for view in self._run]
@@ -233,12 +266,16 @@ class _Step:
 
     def microbatch(self, view: int) -> Number:
         """Seconds of a microbatch on a stage, with the communication that it waits for."""
-        waited = (seconds for klass, seconds in self._exposed[view].items() if klass != DATA)
-        return _total((self._stages[view].microbatch, *waited))
+        return _waited(self._stages[view], self._exposed[view])
 
     def sends(self, view: int) -> Number:
         """Seconds of a microbatch on a stage that go into waiting for its neighbours' activations."""
         return self._exposed[view].get(SENDS, 0.0)
+
+
+def _waited(stage: _Stage, exposed: Mapping[str, Number]) -> Number:
+    """Seconds of a microbatch on a stage, with the communication that is exposed in it."""
+    return _total((stage.microbatch, *(seconds for klass, seconds in exposed.items() if klass != DATA)))
 
 
 def _in_step(stage: _Stage, klass: str, seconds: Number) -> Number:
