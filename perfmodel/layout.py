@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from perfmodel.errors import LayoutError
+from perfmodel.formulas.cut import CUTS
 from perfmodel.formulas.pipeline import SCHEDULES
 from perfmodel.graph import Graph
 from perfmodel.mesh import Mesh
@@ -60,6 +61,7 @@ class Layout:
     experts:       ranks that experts are spread over: one of `EXPERTS`
     recompute:     none, selective (attention core) or full
     schedule:      of the pipeline: one of `SCHEDULES`
+    cut:           of the layers into stages: one of `CUTS`
     """
 
     dp: Number = 1
@@ -77,6 +79,7 @@ class Layout:
     experts: str = "ep"
     recompute: str = "full"
     schedule: str = SCHEDULES[0]
+    cut: str = CUTS[0]
 
     @staticmethod
     def read_keys(notation: str) -> dict[str, Any]:
@@ -109,15 +112,15 @@ class Layout:
 
     def settled(self) -> Layout:
         """The same layout without choices about axes of size 1: no ZeRO without fsdp or ep, no sequence parallelism
-        without tp, no ring without cp, no experts over tp or cp without these, no schedule without pp; scalar layouts
-        only.
+        without tp, no ring without cp, no experts over tp or cp without these, no schedule and no cut without pp;
+        scalar layouts only.
         """
         zero = self.zero if self.fsdp * self.ep > 1 else 0
-        vpp, schedule = (self.vpp, self.schedule) if self.pp > 1 else (1, SCHEDULES[0])
+        vpp, schedule, cut = (self.vpp, self.schedule, self.cut) if self.pp > 1 else (1, SCHEDULES[0], CUTS[0])
         sp, ring = bool(self.sp and self.tp > 1), bool(self.ring and self.cp > 1)
         spread = {way: math.prod(int(getattr(self, axis)) for axis in way.split("+")) for way in EXPERTS}
         experts = next(way for way in EXPERTS if spread[way] == spread[self.experts])
-        return replace(self, zero=zero, sp=sp, ring=ring, experts=experts, vpp=vpp, schedule=schedule)
+        return replace(self, zero=zero, sp=sp, ring=ring, experts=experts, vpp=vpp, schedule=schedule, cut=cut)
 
     def suited(self, graph: Graph, given: Collection[str]) -> Layout:
         """The same layout with what a graph leaves no choice about, but for the keys that are `given`: the recompute
@@ -187,8 +190,9 @@ class Layout:
         ring = ("ring=1",) if self.ring else ()
         experts = (f"experts={self.experts}",) if len(EXPERTS[self.experts]) > 1 else ()
         schedule = (f"schedule={self.schedule}",) if self.schedule != SCHEDULES[0] else ()
-        choices = (f"zero={self.zero}", f"sp={int(self.sp)}", *ring, *experts, f"recompute={self.recompute}", *schedule)
-        return ",".join((*numbers, *choices))
+        cut = (f"cut={self.cut}",) if self.cut != CUTS[0] else ()
+        choices = (f"zero={self.zero}", f"sp={int(self.sp)}", *ring, *experts, f"recompute={self.recompute}")
+        return ",".join((*numbers, *choices, *schedule, *cut))
 
     def at(self, i: int) -> Layout:
         """The i-th layout of an array, of a grid in row-major order."""
@@ -201,7 +205,7 @@ class Layout:
 NUMBERS = ("dp", "fsdp", "ep", "tp", "cp", "pp", "vpp", "mb")
 """Keys of sizes, in the order in which a layout is written."""
 
-STRUCTURE = ("zero", "sp", "ring", "experts", "recompute", "schedule")
+STRUCTURE = ("zero", "sp", "ring", "experts", "recompute", "schedule", "cut")
 
 
 def _float(x: Number) -> Number:
@@ -252,7 +256,12 @@ def _pairs(notation: str) -> dict[str, str]:
 
 
 KEYS = (*AXES, "vpp", "mb", *STRUCTURE)
-WORDS: Mapping[str, tuple[str, ...]] = {"experts": tuple(EXPERTS), "recompute": RECOMPUTE, "schedule": SCHEDULES}
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "experts": tuple(EXPERTS),
+    "recompute": RECOMPUTE,
+    "schedule": SCHEDULES,
+    "cut": CUTS,
+}
 """Keys whose values are words, and these."""
 
 

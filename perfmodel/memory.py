@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from perfmodel.cut import Cut
 from perfmodel.formulas.pipeline import SCHEDULES, in_flight
 from perfmodel.lifetime import Lifetimes, Lives
 from perfmodel.rows import Parts, Table
@@ -33,8 +34,11 @@ from perfmodel.work import (
     symbols_of,
 )
 
-ONLY, FIRST, LAST = "only", "first", "last"
-"""Views of a pipeline: its single stage (pp = 1), its first stage, its last stage."""
+ONLY, FIRST, MIDDLE, LAST = "only", "first", "middle", "last"
+"""Views of a pipeline: its single stage (pp = 1), its first stage, the second, its last stage."""
+
+NO_LAYERS = 1e-300
+"""Share of a stage without layers: bytes of so few are none, without a division by zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ class MemoryPlan:
 def plan_memory(sharded: ShardedGraph) -> MemoryPlan:
     """Find what each stage holds, and when most of it is live."""
     stages, lifetimes = stage_map(sharded), Lifetimes(sharded)
-    views = {view: _Liveness(sharded, lifetimes, stages, view) for view in (ONLY, FIRST, LAST)}
+    views = {view: _Liveness(sharded, lifetimes, stages, view) for view in (ONLY, FIRST, MIDDLE, LAST)}
     return MemoryPlan(stages={view: liveness.residents() for view, liveness in views.items()})
 
 
@@ -111,26 +115,46 @@ class MemoryUse:
 
 
 def memory_use(
-    plan: MemoryPlan, sizes: Mapping[str, Number], reserve: float, schedule: str = SCHEDULES[0]
+    plan: MemoryPlan,
+    sizes: Mapping[str, Number],
+    reserve: float,
+    schedule: str = SCHEDULES[0],
+    cut: Cut | None = None,
 ) -> MemoryUse:
-    """Peak bytes per rank for given axis sizes and pipeline schedule."""
-    evaluate = Parts(Table(Evaluator(sizes).sizes), plan.symbols)
+    """Peak bytes per rank for given axis sizes, pipeline schedule and cut of the layers, by default an even one."""
     microbatches = np.maximum(sizes[MICROBATCH], 1.0)
-    first_keeps, last_keeps = in_flight(schedule, sizes["pp"], microbatches, sizes[VIRTUAL])
+    first_keeps, second_keeps, last_keeps = in_flight(schedule, sizes["pp"], microbatches, sizes[VIRTUAL])
+    keeps = {ONLY: 1.0, FIRST: first_keeps, MIDDLE: second_keeps, LAST: last_keeps}
     uses = {
-        view: {**_stage_use(plan.stages[view], evaluate, keeps), "runtime": reserve}
-        for view, keeps in ((ONLY, 1.0), (FIRST, first_keeps), (LAST, last_keeps))
+        view: {**_stage_use(plan.stages[view], parts, keeps[view]), "runtime": reserve}
+        for view, parts in _parts_of_stages(plan, Evaluator(sizes).sizes, cut).items()
     }
     totals = {view: _total(parts.values()) for view, parts in uses.items()}
     pipelined, first = np.asarray(sizes["pp"]) > 1.0, totals[FIRST] >= totals[LAST]
+    end = np.where(first, totals[FIRST], totals[LAST])
+    between = cut is not None and MIDDLE in uses and cut.fuller_between & (totals[MIDDLE] > end)
 
     def fullest(views: Mapping[str, Number]) -> Number:
-        return np.where(pipelined, np.where(first, views[FIRST], views[LAST]), views[ONLY])
+        end = np.where(first, views[FIRST], views[LAST])
+        return np.where(pipelined, np.where(between, views[MIDDLE], end) if MIDDLE in views else end, views[ONLY])
 
     def part(name: str) -> Number:
         return fullest({view: parts[name] for view, parts in uses.items()})
 
     return MemoryUse(total=fullest(totals), parts=Late(list(uses[ONLY]), part))
+
+
+def _parts_of_stages(plan: MemoryPlan, sizes: Mapping[str, Number], cut: Cut | None) -> dict[str, Parts]:
+    """What evaluates amounts on the stages of each view: a stage with half of the layers of an even cut has those of
+    one in twice as many stages.
+
+    In an even cut no stage between the ends holds more than the first.
+    """
+    even = Parts(Table(sizes), plan.symbols)
+    if cut is None or cut.is_even:
+        return dict.fromkeys((ONLY, FIRST, LAST), even)
+    stages = {view: sizes["pp"] / np.maximum(cut.share(view), NO_LAYERS) for view in (FIRST, MIDDLE, LAST)}
+    return {ONLY: even, **{view: Parts(Table({**sizes, "pp": pp}), plan.symbols) for view, pp in stages.items()}}
 
 
 def _total(parts: Iterable[Number]) -> Number:

@@ -67,11 +67,15 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a sharded graph costs, hardware-free: its kernels and collectives by place in the step."""
+    """What a sharded graph costs, hardware-free: its kernels and collectives by place in the step.
+
+    layers: that the stages of a pipeline share, of all loops over them
+    """
 
     computes: tuple[Compute, ...]
     traffics: tuple[Traffic, ...]
     model_flops: Amount
+    layers: int = 0
 
 
 def analyse(sharded: ShardedGraph) -> Plan:
@@ -95,8 +99,17 @@ def analyse(sharded: ShardedGraph) -> Plan:
                 traffics.extend(_stage_sends(sharded, node, when))
                 computes.extend(_zero_fills(sharded, node, loops, when, stages))
     return Plan(
-        computes=_merge_computes(computes), traffics=_merge_traffics(traffics), model_flops=_model_flops(sharded)
+        computes=_merge_computes(computes),
+        traffics=_merge_traffics(traffics),
+        model_flops=_model_flops(sharded),
+        layers=_layers(sharded),
     )
+
+
+def _layers(sharded: ShardedGraph) -> int:
+    """Layers over which pipelined loops go, the forward and the backward pass over the same ones."""
+    pipelined = (loops[-1] for loops, _, _ in regions(sharded) if loops and "pp" in loops[-1].axes)
+    return sum(sharded.graph.factors[trip].size for trip in {loop.loop.trip for loop in pipelined})
 
 
 def _behind(sharded: ShardedGraph, loop: LocalLoop) -> frozenset[int]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from perfmodel.allocation import let_in_parts, slice_of
+from perfmodel.cut import Cut
 from perfmodel.errors import LayoutError
 from perfmodel.estimate import Estimate
 from perfmodel.graph import Graph
@@ -22,7 +23,7 @@ from perfmodel.memory import MemoryPlan, MemoryUse, memory_use, plan_memory
 from perfmodel.plan import Plan, analyse
 from perfmodel.price import Costs, KernelCost, price
 from perfmodel.rules import Constraint, constraints, violations
-from perfmodel.schedule import Pace, StepTime, step_time
+from perfmodel.schedule import Pace, StepTime, cut_layers, step_time
 from perfmodel.shard import shard
 from perfmodel.work import Again, Identity
 
@@ -90,10 +91,12 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
     structure = structure_of(graph, layout)
     sizes = layout.sizes(graph)
     costs = price(structure.plan, sizes, machine)
-    time = step_time(costs, sizes, Pace.of(machine), layout.schedule)
-    memory = memory_use(structure.memory, sizes, machine.memory_reserve_bytes, layout.schedule)
-    broken = violations(graph, structure.constraints, layout, sizes, memory.total, machine)
-    estimate = _estimate(graph, layout, machine, costs, time, memory, broken)
+    pace = Pace.of(machine)
+    cut = cut_layers(costs, sizes, pace, structure.plan.layers, layout.cut)
+    time = step_time(costs, sizes, pace, layout.schedule, cut)
+    memory = memory_use(structure.memory, sizes, machine.memory_reserve_bytes, layout.schedule, cut)
+    broken = violations(graph, structure.constraints, layout, sizes, memory.total, machine, structure.plan.layers)
+    estimate = _estimate(graph, layout, machine, costs, time, memory, broken, cut)
     if estimate.shape:
         return estimate
     return replace(estimate, warnings=warnings(structure.plan, sizes, machine))
@@ -121,6 +124,7 @@ def _estimate(
     time: StepTime,
     memory: MemoryUse,
     broken: Mapping[str, Any],
+    cut: Cut,
 ) -> Estimate:
     per_sequence = graph.tokens()
     tokens = layout.global_batch * float(per_sequence or 1)
@@ -140,6 +144,7 @@ def _estimate(
         violations=broken,
         reasons=(),
         breakdown=time.parts,
+        layers=cut.layers,
         memory_parts=memory.parts,
         engines=costs.engine,
         communication=time.traffic,

@@ -77,19 +77,26 @@ def violations(
     sizes: Mapping[str, Number],
     memory: Number,
     machine: Machine,
+    layers: int,
 ) -> dict[str, Any]:
-    """Masks by rule, True where a layout breaks it; `rules` are the `constraints` of the sharded graph."""
-    misfit = misfits(graph, rules, layout, sizes)
+    """Masks by rule, True where a layout breaks it; `rules` are the `constraints` of the sharded graph, `layers` those
+    that the stages of a pipeline share.
+    """
+    misfit = misfits(graph, rules, layout, sizes, layers)
     wrong = chain(_wrong_groups(layout, machine), _astride(layout, sizes, machine))
     return {**misfit, **dict(wrong), OUT_OF_MEMORY: np.asarray(memory) > machine.memory_bytes}
 
 
-def misfits(graph: Graph, rules: Sequence[Constraint], layout: Layout, sizes: Mapping[str, Number]) -> dict[str, Any]:
+def misfits(
+    graph: Graph, rules: Sequence[Constraint], layout: Layout, sizes: Mapping[str, Number], layers: int
+) -> dict[str, Any]:
     """The `violations` of those rules that hold on any machine."""
     broken: dict[str, Any] = {}
+    divided = [rule for rule in rules if not layers or rule.axes != ("pp",)]  # layers can be cut unevenly
     for name, mask in chain(
-        _undivided(rules, sizes),
-        _uneven_chunks(rules, layout, sizes),
+        _undivided(divided, sizes),
+        _few_layers(layers, sizes),
+        _interleaved(layout, sizes),
         _unshared_heads(graph, sizes),
         _wrong_batch(graph, layout, sizes),
         _wrong_mesh(graph, layout),
@@ -107,13 +114,17 @@ def _undivided(rules: Sequence[Constraint], sizes: Mapping[str, Number]) -> Mask
         yield f"{rule.name} {rule.size} not divisible by {axes}", _uneven(rule.size, parts)
 
 
-def _uneven_chunks(rules: Sequence[Constraint], layout: Layout, sizes: Mapping[str, Number]) -> Masks:
-    """Layers that virtual stages cannot share evenly, and microbatches that do not come in groups of all stages."""
+def _few_layers(layers: int, sizes: Mapping[str, Number]) -> Masks:
+    """Chunks of layers without one; that with the embedding needs none, nor that with the head."""
+    if layers:
+        few = np.asarray(sizes["pp"] * sizes[VIRTUAL] - 2.0 > layers)
+        yield f"layers {layers} too few for pp*vpp", few & (np.asarray(sizes["pp"]) > 1.0)
+
+
+def _interleaved(layout: Layout, sizes: Mapping[str, Number]) -> Masks:
+    """Virtual stages where they cannot be: on one stage, for microbatches that do not come in groups of all stages."""
     stages, chunks = sizes["pp"], sizes[VIRTUAL]
     interleaved = np.asarray(chunks) > 1.0
-    layers = {rule.size: rule.name for rule in rules if rule.axes == ("pp",)}
-    for size, name in layers.items():
-        yield f"{name} {size} not divisible by pp*vpp", interleaved & _uneven(size, stages * chunks)
     yield "vpp > 1 without pp > 1", interleaved & (np.asarray(stages) == 1.0)
     yield "vpp > 1 with microbatches not divisible by pp", interleaved & _uneven(sizes[MICROBATCH], stages)
     yield f"vpp > 1 with schedule={layout.schedule}", interleaved & (layout.schedule != SCHEDULES[0])

@@ -58,6 +58,22 @@ def test_estimates_are_as_accepted(
     golden(name, document(capsys, "estimate", tiny, *words))
 
 
+def test_an_estimate_draws_its_pipeline(capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path) -> None:
+    """In letters, in a file, or within the one JSON document."""
+    words = ("estimate", tiny, *ESTIMATE, "--layout", "pp=4", "--timeline")
+    assert main(list(words)) == 0
+    shown = capsys.readouterr().out
+    assert "microbatches on 4 stages" in shown
+    assert shown.count("\nstage ") == 4
+    path = tmp_path / "timeline.json"
+    assert main([*words, str(path)]) == 0
+    assert str(path) in capsys.readouterr().out
+    written, inside = json.loads(path.read_text()), document(capsys, *words)["timeline"]
+    assert {event["tid"] for event in written["traceEvents"] if event["ph"] == "X"} == {0, 1, 2, 3}
+    assert inside.keys() == written.keys()
+    assert "ends in one of .png" in line(capsys, *words, str(tmp_path / "timeline.txt"))
+
+
 def test_a_search_is_as_accepted(capsys: pytest.CaptureFixture[str], golden: Golden, tiny: str) -> None:
     found = document(capsys, "tune", tiny, *TUNE, "--top", "3")
     assert found.pop("seconds") > 0.0
@@ -329,13 +345,13 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "unknown key": (("estimate", "{tiny}", *ESTIMATE, "--layout", "tpp=4"), "got key 'tpp', expected one of"),
     "unknown axis": (("estimate", "{tiny}", *ESTIMATE, "--layout", "xp=4"), "got key 'xp', expected one of"),
-    "chunks of layers": (("estimate", "{tiny}", *ESTIMATE, "--layout", "pp=2,vpp=7"), "not divisible by pp\\*vpp"),
+    "chunks of layers": (("estimate", "{tiny}", *ESTIMATE, "--layout", "pp=2,vpp=7"), "layers 4 too few for pp\\*vpp"),
     "wrong product": (("estimate", "{tiny}", *ESTIMATE, "--layout", "dp=3,tp=2"), "multiply to 6, expected 16 ranks"),
     "too many ranks": (
         ("estimate", "{tiny}", *ESTIMATE, "--layout", "tp=32"),
         "multiply to 32, expected a divisor of 16",
     ),
-    "odd layers": (("estimate", "{tiny}", *ESTIMATE, "--layout", "pp=8,tp=2"), "layers 4 not divisible by pp"),
+    "odd layers": (("estimate", "{tiny}", *ESTIMATE, "--layout", "pp=16"), "layers 4 too few for pp"),
     "odd batch": (("estimate", "{tiny}", *ESTIMATE, "--layout", "dp=16,mb=3"), "global batch not divisible .*batch 16"),
     "negative seed": (("tune", "{tiny}", *ESTIMATE, "--sampler", "tpe", "--seed", "-1"), "--seed"),
     "huge seed": (("tune", "{tiny}", *ESTIMATE, "--sampler", "tpe", "--seed", "9" * 20), "--seed: got '9+', expected"),

@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from machines import fake_machine
 from programs import D, F, L, mlp_program, spec
 
+from perfmodel.cut import Cut
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout, Rules, assignment
 from perfmodel.memory import MemoryPlan, Peak, Residents, memory_use, plan_memory
@@ -242,6 +243,25 @@ def test_the_last_stage_holds_the_microbatch_at_work_only(microbatches: int) -> 
     last = MemoryPlan(stages={**plan("llama3.2-1b", "full", 0, True).stages, "first": EMPTY})
     found = memory_use(last, layout.sizes(graph("llama3.2-1b")), 0.0).parts["activations"]
     assert found == c.layers / 4 * 256 * c.embed * BF16
+
+
+@pytest.mark.parametrize(
+    ("stage", "layers", "in_flight"), [("first", 5, 4), ("middle", 8, 3), ("last", 0, 1), ("last", 3, 1)]
+)
+def test_a_stage_holds_what_its_own_layers_do(stage: str, layers: int, in_flight: int) -> None:
+    """Of 16 layers on 4 stages; the first keeps 4 microbatches, the second 3, the last the one at work."""
+    c = read_config("llama3.2-1b")
+    counts = {"first": 0, "middle": 0, "last": 0, stage: layers}
+    cut = Cut(layers=counts, shares={name: n / 4 for name, n in counts.items()}, between=2.0)
+    stages = {**dict.fromkeys(("only", "first", "middle", "last"), EMPTY)}
+    stages[stage] = plan("llama3.2-1b", "full", 0, True).stages[stage]
+    sizes = Layout(pp=4, zero=0, global_batch=8).sizes(graph("llama3.2-1b"))
+    found = memory_use(MemoryPlan(stages=stages), sizes, 0.0, cut=cut).parts
+    tokens = 256 * I32 if stage == "first" else 0
+    assert float(found["activations"]) == pytest.approx(in_flight * (layers * 256 * c.embed * BF16 + tokens))
+    layer = 2 * c.embed * c.head_dim * (c.heads + c.kv_heads) + 3 * c.embed * c.mlp + 2 * c.embed
+    beside = {"first": c.vocab * c.embed, "middle": 0, "last": c.vocab * c.embed + c.embed}[stage]
+    assert float(found["parameters"]) == pytest.approx(BF16 * (layers * layer + beside))
 
 
 @pytest.mark.parametrize(("repeated", "once", "live"), [(20, 0, 35), (20, 34, 35), (20, 100, 100), (0, 0, 30)])

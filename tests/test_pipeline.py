@@ -47,9 +47,12 @@ def test_stages_that_are_alike_take_what_is_published(schedule: str, p: int, m: 
 
 @pytest.mark.parametrize(("schedule", "p", "m", "v"), CASES)
 def test_stages_keep_as_many_microbatches_as_is_published(schedule: str, p: int, m: int, v: int) -> None:
-    first, *_, last = (*orders(schedule, p, m, v), *orders(schedule, p, m, v)[-1:])
+    found = orders(schedule, p, m, v)
     done = "W" if schedule == "zb-h1" else "B"
-    assert (most_kept(first, done) / v, most_kept(last, done) / v) == pytest.approx(in_flight(schedule, p, m, v))
+    first, second, last = in_flight(schedule, p, m, v)
+    assert (most_kept(found[0], done) / v, most_kept(found[-1], done) / v) == pytest.approx((first, last))
+    if p > 1:
+        assert most_kept(found[1], done) / v == pytest.approx(second)
 
 
 @pytest.mark.parametrize(("schedule", "p", "m", "v"), CASES)
@@ -96,4 +99,24 @@ def test_what_is_waited_for_at_a_slow_end_is_a_microbatch_on_the_other_stages(
     assert 3 * m * max(seconds) <= found * (1 + 1e-12)
     assert found <= closed * (1 + 1e-12)
     if ends[1] >= ends[0]:
+        assert found == pytest.approx(closed, rel=1e-12)
+
+
+@given(
+    layers=st.lists(st.integers(1, 4), min_size=3, max_size=6),
+    ends=st.tuples(st.floats(0.0, 2.0), st.floats(0.0, 2.0)),
+    rounds=st.integers(1, 5),
+)
+def test_stages_with_any_numbers_of_layers_take_no_longer_than_the_closed_form(
+    layers: list[int], ends: tuple[float, float], rounds: int
+) -> None:
+    """A microbatch on every stage, and the others at the pace of the slowest one, wherever it is."""
+    seconds = [float(n) for n in layers]
+    seconds[0], seconds[-1] = seconds[0] + ends[0], seconds[-1] + ends[1]
+    m = rounds * len(seconds)
+    found = makespan(lay_out(orders("1f1b", len(seconds), m), lambda s, task: seconds[s] * (1 + (task.kind == "B"))))
+    closed = 3 * ((m - 1) * max(seconds) + sum(seconds))
+    assert 3 * m * max(seconds) <= found * (1 + 1e-12)
+    assert found <= closed * (1 + 1e-12)
+    if seconds[-1] == max(seconds):
         assert found == pytest.approx(closed, rel=1e-12)

@@ -317,9 +317,9 @@ def test_choices_of_the_trace_stand_among_the_assumptions() -> None:
 
 
 def test_an_estimate_out_of_an_array_gives_its_reasons() -> None:
-    many = predict(graph("llama3.2-1b"), Layout(pp=np.array([1, 3]), global_batch=8), fake_machine())
+    many = predict(graph("llama3.2-1b"), Layout(pp=np.array([1, 19]), global_batch=8), fake_machine())
     assert many.at(0).reasons == ()
-    assert many.at(1).reasons == ("layers 16 not divisible by pp",)
+    assert many.at(1).reasons == ("layers 16 too few for pp*vpp",)
 
 
 # -- limits and monotony ------------------------------------------------------------------------------------------
@@ -524,7 +524,7 @@ def assert_plain(value: Any) -> None:
 @pytest.mark.parametrize("name", MACHINES)
 @pytest.mark.parametrize("array", [False, True])
 def test_json_holds_what_is_promised_in_plain_types(name: str, array: bool) -> None:
-    layout = Layout(dp=2, tp=4, pp=3, global_batch=64)
+    layout = Layout(dp=2, tp=4, pp=19, global_batch=64)
     if array:
         columns: dict[str, Any] = {axis: np.array([getattr(layout, axis), 1]) for axis in NUMERIC}
         layout = replace(layout, **columns)

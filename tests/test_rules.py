@@ -62,7 +62,11 @@ BATCH = "global batch not divisible by dp*fsdp*ep*mb"
         (Layout(global_batch=G), set()),
         (Layout(dp=2, fsdp=2, tp=4, cp=2, pp=4, mb=2, global_batch=G), set()),
         (Layout(tp=C.heads, global_batch=G), set()),  # more than the key/value heads, which are copied
-        (Layout(pp=3, global_batch=G), {f"layers {C.layers} not divisible by pp"}),
+        (Layout(pp=3, global_batch=G), set()),  # 16 layers as 5, 6 and 5
+        (Layout(pp=18, global_batch=G), set()),  # the embedding alone, 16 layers, the head alone
+        (Layout(pp=19, global_batch=G), {f"layers {C.layers} too few for pp*vpp"}),
+        (Layout(pp=3, vpp=6, global_batch=3 * G), set()),
+        (Layout(pp=3, vpp=7, global_batch=3 * G), {f"layers {C.layers} too few for pp*vpp"}),
         (
             Layout(tp=3, sp=False, global_batch=G),
             {f"kv_heads {C.kv_heads} not divisible by tp", f"mlp {C.mlp} not divisible by tp"},

@@ -137,10 +137,12 @@ def test_chunks_cover_each_table_in_order() -> None:
 
 
 def test_virtual_stages_cut_the_layers_of_a_stage() -> None:
-    found = all_layouts(Space(ranks=4, global_batches=(8,)).table(layers=8))
-    assert len(found) == len(set(found))
-    chunks = {pp: {layout.vpp for layout in found if layout.pp == pp} for pp in (1, 2, 4)}
-    assert chunks == {1: {1}, 2: {1, 2, 4}, 4: {1, 2}}
+    chunks = {}
+    for layers in (8, 7):  # with 7 layers a full stage has as many
+        found = all_layouts(Space(ranks=4, global_batches=(8,)).table(layers=layers))
+        assert len(found) == len(set(found))
+        chunks[layers] = {pp: {layout.vpp for layout in found if layout.pp == pp} for pp in (1, 2, 4)}
+    assert chunks[7] == chunks[8] == {1: {1}, 2: {1, 2, 4}, 4: {1, 2}}
     given = all_layouts(Space(ranks=4, global_batches=(8,), fixed={"vpp": 2}).table(layers=8))
     assert {(layout.pp > 1, layout.vpp) for layout in given} == {(False, 1), (True, 2)}
 
@@ -151,3 +153,8 @@ def test_a_given_schedule_stands_where_there_are_stages() -> None:
         (False, "1f1b", 1),
         (True, "zb-h1", 1),
     }
+
+
+def test_a_given_cut_stands_where_there_are_stages() -> None:
+    found = all_layouts(Space(ranks=4, global_batches=(8,), fixed={"cut": "balanced"}).table(layers=8))
+    assert {(layout.pp > 1, layout.cut) for layout in found} == {(False, "even"), (True, "balanced")}

@@ -2,7 +2,7 @@
 
 Structural choices (ZeRO stage, sequence parallelism, recompute policy) are few and listed; sizes are the rows of a
 table. A choice that changes nothing is made once: ZeRO needs fsdp or ep > 1, sequence parallelism tp > 1, a ring
-cp > 1, experts over more than ep tp or cp > 1, virtual stages and a pipeline schedule pp > 1.
+cp > 1, experts over more than ep tp or cp > 1, virtual stages, a pipeline schedule and a cut of the layers pp > 1.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "experts": ("ep",),
     "recompute": POLICIES,
     "schedule": ("1f1b",),
+    "cut": ("even",),
 }
 """Values of structural choices that are tried where none is given, what changes nothing first."""
 
-NEEDS = {"sp": ("tp",), "ring": ("cp",), "experts": ("tp", "cp"), "schedule": ("pp",)}
+NEEDS = {"sp": ("tp",), "ring": ("cp",), "experts": ("tp", "cp"), "schedule": ("pp",), "cut": ("pp",)}
 """Structural choices that change nothing where all of some axes have one rank."""
 
 CHUNK = 65_536
@@ -100,13 +101,12 @@ class Space:
         return np.concatenate([self._microbatched(staged, batch) for batch in self.global_batches])
 
     def _staged(self, sizes: NDArray[np.float64], structure: Layout, layers: int) -> NDArray[np.float64]:
-        """Rows of `sizes` with each number of virtual stages that the layers of a stage can be cut into."""
+        """Rows of `sizes` with each number of virtual stages that the layers of a full stage can be cut into."""
         stages = sizes[:, AXES.index("pp")]
         blocks = [np.empty((0, len(AXES) + 1))]
         for pp in np.unique(stages):
-            share, rest = divmod(layers, int(pp))
-            cut = pp > 1 and not rest and structure.schedule == CHOICES["schedule"][0]
-            options = _divisors(share) if cut else [1]
+            cut = pp > 1 and structure.schedule == CHOICES["schedule"][0]
+            options = _divisors(math.ceil(layers / pp)) if cut else [1]
             if "vpp" in self.fixed:
                 options = [vpp for vpp in options if vpp == self.fixed["vpp"] or pp == 1]
             rows = sizes[stages == pp]
@@ -175,7 +175,8 @@ def _name(layout: Layout) -> str:
     ring = ",ring=1" if layout.ring else ""
     experts = f",experts={layout.experts}" if layout.experts != CHOICES["experts"][0] else ""
     schedule = f",schedule={layout.schedule}" if layout.schedule != CHOICES["schedule"][0] else ""
-    return f"zero={layout.zero},sp={int(layout.sp)}{ring}{experts},recompute={layout.recompute}{schedule}"
+    cut = f",cut={layout.cut}" if layout.cut != CHOICES["cut"][0] else ""
+    return f"zero={layout.zero},sp={int(layout.sp)}{ring}{experts},recompute={layout.recompute}{schedule}{cut}"
 
 
 def _layouts(structure: Layout, rows: NDArray[np.float64]) -> Layout:

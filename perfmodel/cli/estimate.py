@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perfmodel.cli.options import load
 from perfmodel.cli.output import Output
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from perfmodel import Estimate, Explanation, Graph, Layout, Machine
 
 SUMMARY = "predict step time, memory and cost of one layout"
@@ -32,6 +34,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--explain", action="store_true", help="say what bounds the step, and price what could be changed about it"
     )
+    parser.add_argument(
+        "--timeline",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="draw when each pipeline stage runs which microbatch: here, or into FILE (.png, .svg, .pdf; .json for "
+        "Perfetto); of many microbatches the first ones",
+    )
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
@@ -40,8 +50,11 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from perfmodel.report.breakdown import breakdown_json, breakdown_report
     from perfmodel.report.estimate import estimate_report
     from perfmodel.report.explain import explain_json, explain_report
+    from perfmodel.report.timeline import check
     from perfmodel.rules import OUT_OF_MEMORY
 
+    if arguments.timeline:
+        check(arguments.timeline)
     machine = load_machine(arguments.machine, framework=arguments.framework)
     ranks = check_chips(machine, arguments.chips)
     if not arguments.layout.strip(" ,"):
@@ -61,6 +74,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         f"{arguments.chips} x {machine.title} = {ranks} ranks, global batch {layout.global_batch}, {layout.notation()}"
     )
     explanation = _explained(arguments, graph, layout, machine, estimate)
+    drawn, events = _drawn(graph, layout, machine, arguments.timeline)
     output.result(
         lambda: {
             "layout": layout.notation(),
@@ -68,10 +82,12 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             **estimate.to_json(),
             **(breakdown_json(estimate, arguments.by) if arguments.by else {}),
             **({"explanation": explain_json(explanation)} if explanation else {}),
+            **events,
         },
         *estimate_report(estimate),
         *(breakdown_report(estimate, arguments.by) if arguments.by else ()),
         *(explain_report(explanation) if explanation else ()),
+        *drawn,
     )
     return 0 if estimate.fits else 1
 
@@ -87,6 +103,25 @@ def _explained(
         return trace(program) if program.recompute == policy else None
 
     return explain(graph, layout, machine, estimate=estimate, retrace=retrace) if arguments.explain else None
+
+
+def _drawn(
+    graph: Graph, layout: Layout, machine: Machine, path: str | None
+) -> tuple[tuple[RenderableType, ...], dict[str, Any]]:
+    """The pipeline where it is asked for: in a file, of which a line tells, or in letters and as a part of the JSON
+    document, which have room for few microbatches.
+    """
+    from perfmodel.report.timeline import Rows, caption, trace_events, write
+    from perfmodel.timeline import MOST, timeline
+
+    if path is None:
+        return (), {}
+    if not path:
+        found = timeline(graph, layout, machine, min(max(2 * int(layout.pp), 8), MOST))
+        return (Rows(found),), {"timeline": trace_events(found)}
+    found = timeline(graph, layout, machine)
+    write(found, path)
+    return (f"{path}: {caption(found)}",), {}
 
 
 def _remedy(graph: Graph, layout: Layout, broken: Sequence[str]) -> str:

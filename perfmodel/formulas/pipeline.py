@@ -23,14 +23,19 @@ def bubble(schedule: str, whole: Number, weights: Number, v: Number) -> Number:
     return np.maximum(whole - 2.0 * weights, 0.0) if schedule == "zb-h1" else whole / v
 
 
-def in_flight(schedule: str, p: Number, m: Number, v: Number) -> tuple[Number, Number]:
-    """Microbatches of which the first and the last stage keep activations at once, in whole stages' worth [1].
+def in_flight(schedule: str, p: Number, m: Number, v: Number) -> tuple[Number, Number, Number]:
+    """Microbatches of which the first, the second and the last stage keep activations at once, in whole stages' worth
+    [1].
 
-    1F1B keeps p on the first stage and one on the last, interleaved p + (p - 1) / v and p - (p - 1) / v; a stage that
-    delays gradients of weights keeps p wherever it is. Never more than there are.
+    1F1B keeps p on the first stage, one less on each behind it and one on the last, interleaved p + (p - 1) / v, 2 / v
+    less on each behind it and p - (p - 1) / v; a stage that delays gradients of weights keeps p wherever it is. Never
+    more than there are.
     """
     if schedule == "gpipe":
-        return m, m
-    more = (p - 1.0) / v
-    first = np.where(np.asarray(v) > 1.0, p + more, p)
-    return np.minimum(first, m), np.minimum(p if schedule == "zb-h1" else p - more, m)
+        return m, m, m
+    more, interleaved = (p - 1.0) / v, np.asarray(v) > 1.0
+    first = np.where(interleaved, p + more, p)
+    if schedule == "zb-h1":
+        return np.minimum(first, m), np.minimum(p, m), np.minimum(p, m)
+    second = first - np.where(interleaved, 2.0 / v, 1.0)
+    return np.minimum(first, m), np.minimum(second, m), np.minimum(p - more, m)

@@ -67,8 +67,17 @@ def summary(estimate: Estimate) -> Iterator[tuple[str, str]]:
         f"{dollars(float(estimate.cost_usd_per_hour))} per hour, "
         f"{dollars(float(estimate.usd_per_million_tokens))} per million {estimate.counted}",
     )
+    if len(set(estimate.layers.values())) > 1:
+        yield "layers", _layers(estimate.layers)
     yield "bound by", str(estimate.bound)
     yield "fits", "yes" if estimate.fits else f"no: {'; '.join(estimate.reasons)}"
+
+
+def _layers(layers: Mapping[str, Number]) -> str:
+    """Layers of the stages of a pipeline that are not alike."""
+    first, middle, last = (f"{float(layers[stage]):g}" for stage in ("first", "middle", "last"))
+    between = f", up to {middle} on each between" if float(layers["middle"]) else ""
+    return f"{first} on the first stage{between}, {last} on the last"
 
 
 def dollars(amount: float) -> str:

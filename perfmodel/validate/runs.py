@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from perfmodel.formulas.cut import CUTS
 from perfmodel.framework import Framework
 from perfmodel.machine import Machine
 from perfmodel.network import Network
 from perfmodel.plan import Plan
 from perfmodel.price import Costs, Place, bundles, kernel_seconds, left, message_bytes, place_of
-from perfmodel.schedule import Pace, step_time
+from perfmodel.schedule import Pace, cut_layers, step_time
 from perfmodel.work import Evaluator, Floats, Number, Term
 
 ENGINES = ("tensor", "attention", "memory", "vector", "scalar", "gpsimd")
@@ -26,6 +27,7 @@ class Run:
     times:   how often each kernel runs [kernel]
     engines: seconds that each engine and the memory need for it [kernel, engine]
     calls:   seconds and number of the collectives at a place
+    layers:  that the stages of a pipeline share
     """
 
     machine: Machine
@@ -34,6 +36,7 @@ class Run:
     times: Floats
     engines: Floats
     calls: Mapping[Place, tuple[float, float]]
+    layers: int
 
 
 def run_of(plan: Plan, sizes: Mapping[str, Number], machine: Machine) -> Run:
@@ -56,6 +59,7 @@ def run_of(plan: Plan, sizes: Mapping[str, Number], machine: Machine) -> Run:
         times=np.array([float(evaluate.amount(c.times)) for c in plan.computes]),
         engines=np.array([[float(seconds.get(name, 0.0)) for name in ENGINES] for seconds in needed]),
         calls=calls,
+        layers=plan.layers,
     )
 
 
@@ -64,6 +68,7 @@ class Runs:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = runs
+        self._layers = _over(run.layers for run in runs)
         self._sizes = {name: _over(run.sizes[name] for run in runs) for name in runs[0].sizes}
         self._places = list(dict.fromkeys(place for run in runs for place in run.places))
         index = {place: i for i, place in enumerate(self._places)}
@@ -85,7 +90,9 @@ class Runs:
     def seconds(self, framework: Framework, overlap: Mapping[str, Number]) -> Floats:
         """Seconds of a step of each run; numbers of the framework may be arrays over the runs."""
         pace = Pace(overlap=overlap, host=framework.host_seconds, overhead=self._overhead, barrier=self._barrier)
-        return _each(step_time(self._costs(framework), self._sizes, pace).expected, len(self))
+        costs = self._costs(framework)
+        cut = cut_layers(costs, self._sizes, pace, self._layers, CUTS[0])
+        return _each(step_time(costs, self._sizes, pace, cut=cut).expected, len(self))
 
     def _costs(self, framework: Framework) -> Costs:
         factors = np.array([_each(framework.slower.get(name, 1.0), len(self)) for name in ENGINES]).T[self._run]

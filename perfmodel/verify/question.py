@@ -42,7 +42,8 @@ def pose(program: Program, graph: Graph, layout: Layout) -> Question:
             notes.append(note)
     sharded = shard(graph, asked.assignment)
     sizes = asked.sizes(graph)
-    if broken := [rule for rule, breaks in misfits(graph, constraints(sharded), asked, sizes).items() if breaks]:
+    misfit = misfits(graph, constraints(sharded), asked, sizes, layers=0)
+    if broken := [rule for rule, breaks in misfit.items() if breaks]:
         raise LayoutError(
             f"layout {asked.notation()}: got {'; '.join(broken)} (global batch {asked.global_batch:g}), expected a "
             f"layout that breaks no rule: change it, or name more dims"
