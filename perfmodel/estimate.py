@@ -28,7 +28,7 @@ ARRAYS = (
     "cost_usd_per_hour",
     "usd_per_million_tokens",
 )
-TABLES = ("violations", "breakdown", "layers", "memory_parts", "engines", "communication")
+TABLES = ("violations", "breakdown", "stage_layers", "memory_parts", "engines", "communication")
 UNPRINTED = ("engines", "communication", "kernels")
 """What is in no JSON document unless it is asked for."""
 
@@ -68,7 +68,7 @@ class Estimate:
     fits:                  whether the layout breaks no rule; `violations` says which it breaks, `reasons` why (only of
                            a scalar estimate: take one with `at`)
     breakdown:             seconds by phase, exposed collective class, bubble and overhead; sums to step_time_s
-    layers:                of the first stage of a pipeline, the fullest of those between (middle) and the last
+    stage_layers:          of the first stage of a pipeline, the fullest of those between (middle) and the last
     memory_parts:          bytes by what holds them; sums to memory_bytes
     warnings:              what one layout asks too much of a compiler or runtime, without being illegal
     engines:               seconds of the kernels by what decides them: an engine or the memory
@@ -92,7 +92,7 @@ class Estimate:
     violations: Mapping[str, Any]
     reasons: tuple[str, ...]
     breakdown: Mapping[str, Number]
-    layers: Mapping[str, Number]
+    stage_layers: Mapping[str, Number]
     memory_parts: Mapping[str, Number]
     engines: Mapping[str, Number]
     communication: Mapping[str, Number]

@@ -144,7 +144,7 @@ def _estimate(
         violations=broken,
         reasons=(),
         breakdown=time.parts,
-        layers=cut.layers,
+        stage_layers=cut.layers,
         memory_parts=memory.parts,
         engines=costs.engine,
         communication=time.traffic,

@@ -67,8 +67,8 @@ def summary(estimate: Estimate) -> Iterator[tuple[str, str]]:
         f"{dollars(float(estimate.cost_usd_per_hour))} per hour, "
         f"{dollars(float(estimate.usd_per_million_tokens))} per million {estimate.counted}",
     )
-    if len(set(estimate.layers.values())) > 1:
-        yield "layers", _layers(estimate.layers)
+    if len(set(estimate.stage_layers.values())) > 1:
+        yield "layers", _layers(estimate.stage_layers)
     yield "bound by", str(estimate.bound)
     yield "fits", "yes" if estimate.fits else f"no: {'; '.join(estimate.reasons)}"
 
