@@ -21,6 +21,7 @@ class Framework:
     host_seconds: time that the host takes to launch one kernel or collective; the ranks wait where it is slower [s]
     accumulation: share of the time of adding up the gradients of microbatches that is left: matmuls may do it [1]
     combine:      largest message that gathers of weights, or reductions of their gradients, are combined into [B]
+    epilogues:    whether matmuls work on their results before they write them
     interval:     by what factors four of five runs that no fit had seen are faster and slower than predicted [1]
     """
 
@@ -29,6 +30,7 @@ class Framework:
     host_seconds: Number = 0.0
     accumulation: Number = 1.0
     combine: float = 0.0
+    epilogues: bool = True
     interval: tuple[float, float] | None = None
 
 

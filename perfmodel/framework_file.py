@@ -64,5 +64,6 @@ def framework_on(spec: FrameworkSpec, machines: Sequence[str]) -> Framework:
         host_seconds=si["host"],
         accumulation=si["accumulation"],
         combine=si["combine"],
+        epilogues=spec.epilogues,
         interval=(faster, longer),
     )

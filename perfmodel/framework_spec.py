@@ -41,12 +41,14 @@ class FrameworkSpec(Strict):
     accumulation: share of the time of adding up the gradients of microbatches that is left where matmuls may do it
     combine:      largest message that the gathers of weights in a layer, or the reductions of their gradients, are
                   combined into; 0 for none
+    epilogues:    whether matmuls work on their results before they write them, as compilers let them
     interval:     by what factors four of five runs that were left out are faster and slower than predicted
     """
 
     name: Text
     title: Text
     runs: Text
+    epilogues: bool
     fit: TrainingFit
     host: Number[Amount]
     accumulation: Number[Share]

@@ -6,12 +6,12 @@ kernel that reads it where that moves fewer bytes. Arithmetic on single numbers,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
 from perfmodel.graph import Op
-from perfmodel.group import HEAVY, fusible, grouped, is_tensor
+from perfmodel.group import EPILOGUED, HEAVY, fusible, grouped, is_tensor
 from perfmodel.kernel import SLICES, Kernel, kernel_of
 from perfmodel.sharded import LocalLoop, LocalNode, LocalOp, ShardedGraph
 from perfmodel.work import Identity
@@ -25,31 +25,35 @@ CHEAP = frozenset(REPEATED.split())
 """Ops that a compiler would rather repeat than store, as XLA's `InstructionFusion::IsExpensive` has it."""
 
 
-def fuse(sharded: ShardedGraph, region: Sequence[LocalNode], kept: Iterable[int]) -> list[Kernel]:
+def fuse(
+    sharded: ShardedGraph, region: Sequence[LocalNode], kept: Iterable[int], *, epilogues: bool = True
+) -> list[Kernel]:
     """Kernels of one region (a loop body or the whole program); `kept` are the copies that live on after it."""
-    draft = _Draft(sharded, region, kept)
+    draft = _Draft(sharded, region, kept, EPILOGUED if epilogues else ())
     draft.repeat_cheap_ops()
     made = map(draft.kernel, draft.members)
     return [kernel for kernel in made if kernel and (kernel.bytes or kernel.flops)]
 
 
-def kernels(sharded: ShardedGraph, region: Sequence[LocalNode]) -> Sequence[Kernel]:
+def kernels(sharded: ShardedGraph, region: Sequence[LocalNode], *, epilogues: bool = True) -> Sequence[Kernel]:
     """Kernels of one of the `regions` of a sharded graph, fused once for all who ask for them in turn."""
-    return _kernels(Identity(sharded))[id(region)]
+    return _kernels(Identity(sharded), epilogues)[id(region)]
 
 
-@lru_cache(maxsize=1)
-def _kernels(key: Identity[ShardedGraph]) -> Mapping[int, Sequence[Kernel]]:
-    return {id(nodes): fuse(key.it, nodes, kept) for _, nodes, kept in regions(key.it)}
+@lru_cache(maxsize=2)
+def _kernels(key: Identity[ShardedGraph], epilogues: bool) -> Mapping[int, Sequence[Kernel]]:
+    return {id(nodes): fuse(key.it, nodes, kept, epilogues=epilogues) for _, nodes, kept in regions(key.it)}
 
 
 class _Draft:
     """Kernels in the making: which ops are in each (`members`), and which kernels read each copy (`readers`)."""
 
-    def __init__(self, sharded: ShardedGraph, region: Sequence[LocalNode], kept: Iterable[int]) -> None:
+    def __init__(
+        self, sharded: ShardedGraph, region: Sequence[LocalNode], kept: Iterable[int], epilogued: Collection[str]
+    ) -> None:
         self.sharded = sharded
         self.region = region
-        self.group = grouped(sharded, region)
+        self.group = grouped(sharded, region, epilogued)
         self.maker = {copy: i for i, node in enumerate(region) for copy in node.results}
         self.users: dict[int, set[int]] = {}
         self.members: dict[int, list[int]] = {}

@@ -8,7 +8,7 @@ makes its operands.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from perfmodel.graph import Op
@@ -34,9 +34,13 @@ HEAVY = frozenset({"reduce", "gather"})
 """Fusible ops that no matmul's kernel takes in."""
 
 
-def grouped(sharded: ShardedGraph, region: Sequence[LocalNode]) -> dict[int, int]:
-    """Kernel id of each op of a region that is not free, by position."""
-    return _Grouping(sharded, region).kernels()
+def grouped(
+    sharded: ShardedGraph, region: Sequence[LocalNode], epilogued: Collection[str] = EPILOGUED
+) -> dict[int, int]:
+    """Kernel id of each op of a region that is not free, by position; `epilogued` are the kinds of matmuls whose kernel
+    works on its result.
+    """
+    return _Grouping(sharded, region, epilogued).kernels()
 
 
 def fusible(op: Op) -> bool:
@@ -73,8 +77,9 @@ class _Grouping:
     group reads yet may run later, on a higher level.
     """
 
-    def __init__(self, sharded: ShardedGraph, region: Sequence[LocalNode]) -> None:
+    def __init__(self, sharded: ShardedGraph, region: Sequence[LocalNode], epilogued: Collection[str]) -> None:
         self._sharded = sharded
+        self._epilogued = epilogued
         self._region = region
         self._group: dict[int, _Group] = {}
         producer: dict[int, int] = {}
@@ -93,7 +98,7 @@ class _Grouping:
     def _add(self, i: int, node: LocalNode, feeds: Sequence[tuple[int, int]]) -> None:
         if not isinstance(node, LocalOp) or not fusible(node.op):
             level = max((self._group[p].level + 1 for _, p in feeds), default=0)
-            self._group[i] = _Group(level, [i], matmul=isinstance(node, LocalOp) and node.op.kind in EPILOGUED)
+            self._group[i] = _Group(level, [i], matmul=isinstance(node, LocalOp) and node.op.kind in self._epilogued)
         elif not self._join_matmul(i, node, feeds):
             self._join_level(i, node, feeds)
         for _, p in feeds:

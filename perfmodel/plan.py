@@ -78,15 +78,15 @@ class Plan:
     layers: int = 0
 
 
-def analyse(sharded: ShardedGraph) -> Plan:
-    """Fuse, place on stages and count a sharded graph."""
+def analyse(sharded: ShardedGraph, *, epilogues: bool = True) -> Plan:
+    """Fuse, place on stages and count a sharded graph; `epilogues` is whether matmuls work on their results."""
     stages = stage_map(sharded)
     clock = _Clock(sharded)
     computes: list[Compute] = []
     traffics: list[Traffic] = []
     for loops, nodes, _ in regions(sharded):
         apart = _behind(sharded, loops[-1]) if loops and "pp" in loops[-1].axes else frozenset()
-        for kernel in kernels(sharded, nodes):
+        for kernel in kernels(sharded, nodes, epilogues=epilogues):
             where = stages.of_kernel([nodes[i] for i in kernel.nodes])
             weights = kernel.phase == "backward" and apart.issuperset(kernel.nodes)
             compute = _compute(sharded, kernel, loops, clock.when(loops, kernel.phase), where)

@@ -15,6 +15,7 @@ from perfmodel.allocation import let_in_parts, slice_of
 from perfmodel.cut import Cut
 from perfmodel.errors import LayoutError
 from perfmodel.estimate import Estimate
+from perfmodel.framework import Framework
 from perfmodel.graph import Graph
 from perfmodel.layout import Layout, assignment
 from perfmodel.limits import warnings
@@ -45,16 +46,18 @@ class Structure:
     constraints: tuple[Constraint, ...]
 
 
-def structure_of(graph: Graph, layout: Layout) -> Structure:
-    """What is known of a graph under the assignment of a layout; worked out once for each."""
-    return _structure(Identity(graph), layout.zero, layout.sp, layout.ring, layout.experts)
+def structure_of(graph: Graph, layout: Layout, framework: Framework) -> Structure:
+    """What is known of a graph under the assignment of a layout, run by a framework; worked out once for each."""
+    return _structure(Identity(graph), layout.zero, layout.sp, layout.ring, layout.experts, framework.epilogues)
 
 
 @lru_cache(maxsize=64)
-def _structure(key: Identity[Graph], zero: int, sp: bool, ring: bool, experts: str) -> Structure:
+def _structure(key: Identity[Graph], zero: int, sp: bool, ring: bool, experts: str, epilogues: bool) -> Structure:
     with _uncollected():
         sharded = shard(key.it, assignment(zero=zero, sp=sp, ring=ring, experts=experts))
-        return Structure(plan=analyse(sharded), memory=plan_memory(sharded), constraints=constraints(sharded))
+        return Structure(
+            plan=analyse(sharded, epilogues=epilogues), memory=plan_memory(sharded), constraints=constraints(sharded)
+        )
 
 
 @contextmanager
@@ -88,7 +91,7 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
             f"layout: got no value in {', '.join(empty)}, expected one for each layout: leave out what is empty"
         )
     machine = part_for(machine, layout)
-    structure = structure_of(graph, layout)
+    structure = structure_of(graph, layout, machine.framework)
     sizes = layout.sizes(graph)
     costs = price(structure.plan, sizes, machine)
     pace = Pace.of(machine)

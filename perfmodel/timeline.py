@@ -64,7 +64,8 @@ def timeline(graph: Graph, layout: Layout, machine: Machine, microbatches: int =
     With interleaved stages microbatches come in groups of pp, of which one at least is laid out.
     """
     machine = part_for(machine, layout)
-    structure, sizes, pace = structure_of(graph, layout), layout.sizes(graph), Pace.of(machine)
+    structure = structure_of(graph, layout, machine.framework)
+    sizes, pace = layout.sizes(graph), Pace.of(machine)
     costs = price(structure.plan, sizes, machine)
     cut = cut_layers(costs, sizes, pace, structure.plan.layers, layout.cut)
     pp, vpp, count = int(layout.pp), int(layout.vpp), max(int(layout.microbatches), 1)

@@ -154,7 +154,8 @@ def test_rows_are_run_by_what_they_say(hardware: str, framework: str, name: str)
 def measured(seconds: list[float] | None = None, **changes: str) -> list[Measured]:
     machine = load_machine("h100")
     runs = [
-        run_of(structure_of(GRAPH, layout).plan, layout.sizes(GRAPH), part_for(machine, layout)) for layout in LAYOUTS
+        run_of(structure_of(GRAPH, layout, machine.framework).plan, layout.sizes(GRAPH), part_for(machine, layout))
+        for layout in LAYOUTS
     ]
     stated = {"machine": "h100", "source": "us", "model": "small", **changes}
     return [Measured(run=run, seconds=s, **stated) for run, s in zip(runs, seconds or [1.0] * len(runs), strict=True)]

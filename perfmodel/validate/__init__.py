@@ -214,5 +214,5 @@ def _prediction(case: Case, graph: Graph, *, runs: bool) -> Prediction:
 
 
 def _run(case: Case, graph: Graph) -> Run:
-    plan = structure_of(graph, case.layout).plan
+    plan = structure_of(graph, case.layout, case.machine.framework).plan
     return run_of(plan, case.layout.sizes(graph), part_for(case.machine, case.layout))

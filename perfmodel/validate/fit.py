@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from scipy.special import expit
 
@@ -31,6 +32,9 @@ TELLS = "fit above"
 """Source of a number that runs told."""
 
 FOUR_OF_FIVE = (0.1, 0.9)
+FOLDS = 16
+"""Groups are left out in at most so many turns."""
+
 ENOUGH = 30
 """Runs of a machine from which its own interval is taken."""
 
@@ -111,11 +115,13 @@ def fit_framework(spec: FrameworkSpec, measured: Sequence[Measured]) -> Framewor
 
 
 def held_out(spec: FrameworkSpec, measured: Sequence[Measured], group: Callable[[Measured], str]) -> Floats:
-    """Seconds of each run as predicted by a fit that saw no run of its group."""
-    groups = np.array([group(m) for m in measured])
+    """Seconds of each run as predicted by a fit that saw no run of its group; of many groups several are left out in
+    one turn.
+    """
+    folds = _folds([group(m) for m in measured])
     seconds = np.empty(len(measured))
-    for name in dict.fromkeys(groups):
-        out = groups == name
+    for fold in range(folds.max() + 1):
+        out = folds == fold
         seen = [m for m, left in zip(measured, out, strict=True) if not left]
         values = dict(_unfitted(spec))
         if seen:
@@ -124,6 +130,16 @@ def held_out(spec: FrameworkSpec, measured: Sequence[Measured], group: Callable[
         unseen = [m for m, left in zip(measured, out, strict=True) if left]
         seconds[out] = _seconds(Runs([m.run for m in unseen]), [m.machine for m in unseen], values)
     return seconds
+
+
+def _folds(groups: Sequence[str]) -> NDArray[np.intp]:
+    """The turn in which each run is left out: the largest groups first, each where fewest are."""
+    sizes = [0] * min(FOLDS, len(set(groups)))
+    turn: dict[str, int] = {}
+    for name, size in Counter(groups).most_common():
+        turn[name] = sizes.index(min(sizes))
+        sizes[turn[name]] += size
+    return np.array([turn[name] for name in groups])
 
 
 def interval(seconds: Floats, measured: Sequence[Measured]) -> tuple[float, float]:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perfmodel.formulas.cut import CUTS
-from perfmodel.framework import Framework
+from perfmodel.framework import BOUND_BY_MEMORY, Framework
 from perfmodel.machine import Machine
 from perfmodel.network import Network
 from perfmodel.plan import Plan
@@ -16,7 +17,15 @@ from perfmodel.price import Costs, Place, bundles, kernel_seconds, left, message
 from perfmodel.schedule import Pace, cut_layers, step_time
 from perfmodel.work import Evaluator, Floats, Number, Term
 
-ENGINES = ("tensor", "attention", "memory", "vector", "scalar", "gpsimd")
+ENGINES: Mapping[str, tuple[str, ...]] = {
+    "tensor": ("tensor",),
+    "attention": ("attention",),
+    "memory": BOUND_BY_MEMORY,
+}
+"""What a framework slows down by one factor each."""
+
+CLEAR = 5.0
+"""Ratio of what decides a kernel to all else beyond which no framework's factors change what decides it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +34,7 @@ class Run:
 
     places:  of the kernels
     times:   how often each kernel runs [kernel]
-    engines: seconds that each engine and the memory need for it [kernel, engine]
+    engines: seconds that `ENGINES` need for it [kernel, engine]
     calls:   seconds and number of the collectives at a place
     layers:  that the stages of a pipeline share
     """
@@ -57,7 +66,9 @@ def run_of(plan: Plan, sizes: Mapping[str, Number], machine: Machine) -> Run:
         sizes=sizes,
         places=[place_of(c) for c in plan.computes],
         times=np.array([float(evaluate.amount(c.times)) for c in plan.computes]),
-        engines=np.array([[float(seconds.get(name, 0.0)) for name in ENGINES] for seconds in needed]),
+        engines=np.array(
+            [[max(float(s.get(name, 0.0)) for name in names) for names in ENGINES.values()] for s in needed]
+        ),
         calls=calls,
         layers=plan.layers,
     )
@@ -72,11 +83,12 @@ class Runs:
         self._sizes = {name: _over(run.sizes[name] for run in runs) for name in runs[0].sizes}
         self._places = list(dict.fromkeys(place for run in runs for place in run.places))
         index = {place: i for i, place in enumerate(self._places)}
-        self._run = np.repeat(np.arange(len(runs)), [len(run.places) for run in runs])
-        self._place = np.array([index[place] for run in runs for place in run.places])
-        self._times = np.concatenate([run.times for run in runs])
-        self._engines = np.concatenate([run.engines for run in runs])
-        self._launch = _over(run.machine.kernel_launch_seconds for run in runs)[self._run]
+        run = np.repeat(np.arange(len(runs)), [len(run.places) for run in runs])
+        where = np.array([index[place] for run in runs for place in run.places]) * len(runs) + run
+        times = np.concatenate([run.times for run in runs])
+        self._launches = self._by_place(where, times)
+        self._between = self._by_place(where, times * _over(run.machine.kernel_launch_seconds for run in runs)[run])
+        self._where, self._engines = _summed(where, times[:, np.newaxis] * np.concatenate([r.engines for r in runs]))
         self._overhead = _over(run.machine.step_overhead_seconds for run in runs)
         self._barrier = _over(run.machine.barrier_seconds for run in runs)
         calls = list(dict.fromkeys(place for run in runs for place in run.calls))
@@ -95,24 +107,36 @@ class Runs:
         return _each(step_time(costs, self._sizes, pace, cut=cut).expected, len(self))
 
     def _costs(self, framework: Framework) -> Costs:
-        factors = np.array([_each(framework.slower.get(name, 1.0), len(self)) for name in ENGINES]).T[self._run]
-        seconds = self._times * ((self._engines * factors).max(axis=1) + self._launch)
-        launches = self._by_place(self._times, framework)
+        factors = np.array([_each(framework.slower.get(name, 1.0), len(self)) for name in ENGINES]).T
+        seconds = (self._engines * factors[self._where % len(self)]).max(axis=1)
+        compute = self._by_place(self._where, seconds) + self._between
         return Costs(
-            compute=self._by_place(seconds, framework),
-            launches={**launches, **self._calls},
+            compute=self._left(compute, framework),
+            launches={**self._left(self._launches, framework), **self._calls},
             engine={},
             communication=self._communication,
             collectives=(),
             model_flops=np.nan,
         )
 
-    def _by_place(self, amounts: Floats, framework: Framework) -> dict[Place, Number]:
-        """Sums over the kernels of each run at each place."""
+    def _by_place(self, where: NDArray[np.intp], amounts: Floats) -> Floats:
+        """Sums over the kernels at each place of each run [place, run]."""
         shape = len(self._places), len(self)
-        where = self._place * shape[1] + self._run
-        rows = np.bincount(where, amounts, shape[0] * shape[1]).astype(np.float64).reshape(shape)
-        return {place: row * left(place, framework) for place, row in zip(self._places, rows, strict=True)}
+        return np.bincount(where, amounts, shape[0] * shape[1]).astype(np.float64).reshape(shape)
+
+    def _left(self, amounts: Floats, framework: Framework) -> dict[Place, Number]:
+        return {place: row * left(place, framework) for place, row in zip(self._places, amounts, strict=True)}
+
+
+def _summed(where: NDArray[np.intp], engines: Floats) -> tuple[NDArray[np.intp], Floats]:
+    """Kernels at a place of a run that one engine clearly decides, added up for each engine; the others as they are."""
+    most = engines.argmax(axis=1)
+    largest = np.take_along_axis(engines, most[:, np.newaxis], axis=1)
+    clear = (np.sort(engines, axis=1)[:, -2] * CLEAR) < largest[:, 0]
+    keys, group = np.unique(where[clear] * len(ENGINES) + most[clear], return_inverse=True)
+    sums = np.zeros((len(keys), len(ENGINES)))
+    np.add.at(sums, group, engines[clear])
+    return np.concatenate([keys // len(ENGINES), where[~clear]]), np.concatenate([sums, engines[~clear]])
 
 
 def _over(numbers: Iterable[Number]) -> Floats:
