@@ -267,8 +267,8 @@ def test_choices_that_change_nothing_are_no_change() -> None:
 
 
 def test_a_layout_that_breaks_another_rule_is_told_so() -> None:
-    found = on_fake(Layout(pp=4, **MLP))
-    assert next(iter(explain_lines(found))) == "layers 6 not divisible by pp"
+    found = on_fake(Layout(tp=3, **MLP))
+    assert next(iter(explain_lines(found))) == "mlp 64 not divisible by tp"
 
 
 def test_arrays_of_layouts_are_an_error() -> None:

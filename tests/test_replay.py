@@ -19,7 +19,7 @@ from zoo.vit import vit
 from perfmodel import Estimate, Graph, Layout, Program, load_machine, load_program, predict, trace
 from perfmodel.catalog import machine_names
 from perfmodel.formulas.pipeline import SCHEDULES
-from perfmodel.layout import AXES, RECOMPUTE
+from perfmodel.layout import AXES, EXPERTS, RECOMPUTE
 
 REPLAY = GOLDEN / "replay.json"
 """A case for each line: what is asked, the answer, and why it was last accepted."""
@@ -128,7 +128,7 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def test_the_replay_set_covers_what_there_is() -> None:
-    """Every machine, program, schedule, ZeRO stage, recompute policy and axis, rings and virtual stages."""
+    """Every machine, program, schedule, ZeRO stage, recompute policy, way of experts, axis; rings, virtual stages."""
     replayed = cases()
     layouts = [layout_of(case) for case in replayed]
     assert len(replayed) == 50
@@ -138,6 +138,7 @@ def test_the_replay_set_covers_what_there_is() -> None:
     assert {layout.schedule for layout in layouts} == set(SCHEDULES)
     assert {layout.zero for layout in layouts} == {0, 1, 2, 3}
     assert {layout.recompute for layout in layouts} == set(RECOMPUTE)
+    assert {layout.experts for layout in layouts} == EXPERTS.keys()
     assert {layout.ring for layout in layouts} == {layout.sp for layout in layouts} == {False, True}
     for key in (*AXES, "vpp", "mb"):
         assert any(getattr(layout, key) > 1 for layout in layouts), key
@@ -145,11 +146,11 @@ def test_the_replay_set_covers_what_there_is() -> None:
 
 
 def test_a_replayed_estimate_that_differs_is_told_with_both_numbers() -> None:
-    case = cases()[0]
-    changed = answer(case)
+    asked = {key: cases()[0][key] for key in ASKED}
+    case, changed = {**asked, **answer(asked), ACCEPTED: "for a start"}, answer(asked)
+    assert _same(case, changed)
     changed["step_time_s"] *= 1.5
     changed["breakdown"]["bubble"] = 2.0
-    assert _same(case, answer(case))
     assert not _same(case, changed)
     head, *lines = _differences(case, changed)
     assert all(str(case[key]) in head for key in ASKED)
