@@ -52,7 +52,7 @@ class TierCalibration(Strict):
 
 class Fit(Strict):
     """Where the numbers of a calibration come from, and how well they fit: tables, rows by their hardware and smallest
-    collective [B], what was left out together, and the range of the rows.
+    collective [B], what was left out together, numbers that were kept as they were, and the range of the rows.
     """
 
     date: Text
@@ -60,6 +60,7 @@ class Fit(Strict):
     hardware: Text | None = None
     smallest: Amount | None = None
     leave_out: Text | None = None
+    keep: Text | None = None
     range: Text | None = None
     residuals: Text
 

@@ -23,16 +23,16 @@ def gaps(spec: MachineSpec, calibration: CalibrationSpec | None, *, wanted: bool
         for tier in spec.tiers
         if tier.name not in known
     )
-    guesses = [
-        f"{path} {number.value:g}"
-        for path, number in numbers(calibration)
-        if number.kind == "assumed" and path.startswith(("efficiency.", "overlap."))
-    ]
+    guesses = ", ".join(f"{path} {number.value:g}" for path, number in _shares(calibration, "assumed"))
+    foreign = [*_shares(calibration, "derived")]
+    expected = ", ".join(f"{path} {number.value:g}" for path, number in foreign)
+    models = ", ".join(dict.fromkeys(number.source for _, number in foreign))
     tiers = [*_of_tiers(spec, calibration)]
     return (
         *(taken if calibration.machine != spec.name else ()),
         *ideal,
-        *([f"assumed, not measured: {', '.join(guesses)}"] if guesses else []),
+        *([f"derived, not measured: {expected} ({models})"] if foreign else []),
+        *([f"assumed, not measured: {guesses}"] if guesses else []),
         *([f"fitted to {calibration.fit.range}: others are extrapolated"] if calibration.fit.range else []),
         *([f"assumed of the fabric: {'; '.join(tiers)}"] if tiers else []),
     )
@@ -43,6 +43,13 @@ def unseen(framework: FrameworkSpec, machines: Sequence[str]) -> tuple[str, ...]
     if any(name in framework.machines for name in machines):
         return (f"runs by {framework.title}, fitted to {framework.fit.data}",)
     return (f"runs by {framework.title}, of which no run on {machines[0]} was fitted: taken as on other machines",)
+
+
+def _shares(calibration: CalibrationSpec, kind: str) -> Iterator[tuple[str, Number[Any]]]:
+    """Efficiencies and overlaps of a kind."""
+    for path, number in numbers(calibration):
+        if number.kind == kind and path.startswith(("efficiency.", "overlap.")):
+            yield path, number
 
 
 def _of_tiers(spec: MachineSpec, calibration: CalibrationSpec) -> Iterator[str]:

@@ -34,7 +34,7 @@ SQUARES = [(4096 * i, 4096 * i, k) for i in (2, 4) for k in (256, 1024, 8192)]
 
 COLUMNS = (
     "hardware op group_size nodes devices_per_node size_bytes time_us dtype m n "
-    "k batch seq heads head_dim causal shape source notes"
+    "k batch seq heads head_dim causal shape source notes kind"
 )
 
 
@@ -114,6 +114,10 @@ def test_no_row_of_a_table_is_dropped_silently(name: str) -> None:
         ({"op": "matmul", "dtype": "fp32", "shape": "M=10 K=20 N=30"}, Gemm(dtype="f32", m=10, n=30, k=20)),
         ({"op": "gemm", "dtype": "fp8", "m": 1, "n": 2, "k": 3.0}, Gemm(dtype="f8", m=1, n=2, k=3)),
         (
+            {"op": "gemm", "dtype": "bf16", "m": 1, "n": 2, "k": 3, "batch": 4},
+            Gemm(dtype="bf16", m=1, n=2, k=3, batch=4),
+        ),
+        (
             {"kernel": "flash attention", "dtype": "bf16", "shape": "B4 q_len 4096 heads GQA 80/8 head_dim 128 causal"},
             Attention(dtype="bf16", batch=4, seq=4096, heads=80, head_dim=128),
         ),
@@ -167,6 +171,7 @@ def test_a_row_is_read_by_its_columns_or_from_the_text_of_its_shape(
         ({"notes": "SUSPECT: an empty graph"}, "the table's note calls it suspect"),
         ({"op": "gemm", "dtype": "int4", "m": 1, "n": 1, "k": 1}, "element type 'int4'"),
         ({"op": "gemm", "dtype": "bf16"}, "no sizes of a matmul in ''"),
+        ({"kind": "dreamt"}, "kind: got dreamt, expected measured or derived"),
         ({"op": "attention", "seq": 8, "causal": "0"}, "not a forward pass of causal attention"),
     ],
 )
@@ -191,6 +196,13 @@ def test_a_table_that_a_spreadsheet_wrote_may_begin_with_a_mark(tmp_path: Path) 
     table.write_text("hardware,op,time_us,group_size,size_bytes\nit,all_reduce,7,8,4096\n", encoding="utf-8-sig")
     rows, skipped = read_rows(table, "it")
     assert (len(rows), skipped) == (1, [])
+
+
+def test_a_batch_of_large_matmuls_takes_as_long_as_its_matmuls() -> None:
+    one, eight = (Gemm(dtype="bf16", m=8192, n=8192, k=8192, batch=batch) for batch in (1, 8))
+    rows = [Row(id="", what=what, seconds=1.0, source="a", hardware="mine") for what in (one, eight)]
+    alone, together = predicted(rows, load_machine("tpu-v5e"), {})
+    assert together == pytest.approx(8.0 * alone)
 
 
 # -- fits ---------------------------------------------------------------------------------------------------------
@@ -363,6 +375,35 @@ def test_a_fitted_file_keeps_what_was_not_fitted_and_is_priced_by_its_new_number
     assert "apart from what its datasheet says" in (tmp_path / "own.calibration.toml").read_text()
     fact = again.facts["calibration.efficiency.tensor"]
     assert (fact.kind, fact.source) == ("measured", "fit above")
+
+
+def test_numbers_fitted_to_what_nobody_measured_say_so(tmp_path: Path) -> None:
+    machine = own(tmp_path)
+    rows = made(machine)
+    foreign = [{**row, "source": "a vendor's model", "kind": "derived"} if row["op"] == "gemm" else row for row in rows]
+    table = write(tmp_path / "table.csv", foreign)
+    calibrate([table], machine, hardware="mine").write(tmp_path / "own.calibration.toml")
+    again = load_machine(machine)
+    count = sum(row["op"] == "gemm" for row in rows)
+    source = f"fit to {count + 3} rows, {count} of them no measurements: a vendor's model"
+    fact = again.facts["calibration.efficiency.tensor"]
+    assert (fact.kind, fact.source) == ("derived", source)
+    assert again.facts["calibration.tiers.EFA.algorithms.flat_ring.latency"].kind != "derived"
+    (said,) = (text for text in again.assumptions if text.startswith("derived, not measured: efficiency.tensor "))
+    assert said.endswith(f"({source})")
+
+
+def test_numbers_that_are_kept_stay_as_they_are(tmp_path: Path) -> None:
+    machine = own(tmp_path)
+    table = write(tmp_path / "table.csv", made(machine, noise=0.1))
+    found = calibrate([table], machine, hardware="mine", keep=["efficiency.tensor"])
+    assert "efficiency.tensor" not in found.values
+    assert "efficiency.fill" in found.values
+    found.write(tmp_path / "own.calibration.toml")
+    assert load_machine(machine).efficiency["tensor"] == load_machine("h100").efficiency["tensor"]
+    assert 'keep = "efficiency.tensor"' in (tmp_path / "own.calibration.toml").read_text()
+    with pytest.raises(MachineError, match=r"keep: got 'efficiency.tenor', expected one of efficiency.tensor, "):
+        calibrate([table], machine, hardware="mine", keep=["efficiency.tenor"])
 
 
 def test_a_tier_like_another_follows_the_fit_and_stays_assumed(tmp_path: Path) -> None:

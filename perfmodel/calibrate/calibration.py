@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perfmodel.calibrate.file import as_toml
+from perfmodel.calibrate.file import GUESSED, MEASURED, Origin, as_toml, derived
 from perfmodel.calibrate.fit import fit
 from perfmodel.calibrate.groups import GROUPS, kind_of
-from perfmodel.calibrate.parameters import Data, Parameter, rounded, with_values
+from perfmodel.calibrate.parameters import Data, Parameter, parameters, rounded, with_values
 from perfmodel.calibrate.problem import Problem
 from perfmodel.calibrate.rows import Collective, Row, Skipped, read_rows
 from perfmodel.calibrate.start import uncalibrated
@@ -94,7 +94,7 @@ class Calibration:
         return as_toml(
             self.original,
             self.data,
-            {parameter: self.values[parameter.path].told for parameter in self.fitted},
+            {parameter: self._origin(parameter) for parameter in self.fitted},
             machine=self.machine,
             fit={
                 "date": date.today().isoformat(),
@@ -103,6 +103,15 @@ class Calibration:
                 f"90th percentile {100 * left_out.p90:.0f} %",
             },
         )
+
+    def _origin(self, parameter: Parameter) -> Origin:
+        """Where a fitted number is from: the rows of collectives tell those of the tiers, those of kernels the rest."""
+        if not self.values[parameter.path].told:
+            return GUESSED
+        of_tier = parameter.path.startswith("tiers.")
+        telling = [row for row in self.rows if isinstance(row.what, Collective) == of_tier]
+        models = [row.model for row in telling if row.model]
+        return derived(", ".join(dict.fromkeys(models)), len(models), len(telling)) if models else MEASURED
 
     def write(self, path: str | Path) -> None:
         """Write the calibration file; raises MachineError where that fails."""
@@ -119,6 +128,7 @@ def calibrate(
     hardware: str | None = None,
     smallest: float = 0.0,
     leave_out: str = "point",
+    keep: Sequence[str] = (),
 ) -> Calibration:
     """Fit the calibration of a machine to the rows of tables (CSV).
 
@@ -127,6 +137,7 @@ def calibrate(
     smallest:  collectives of fewer bytes are left out [B]
     leave_out: rows that are predicted together without having been seen: those of a "point" (a size of a collective on
                a group, a shape of a kernel), of a number of "ranks", of a "kind" of collective, of a "source"
+    keep:      paths of numbers that stay as they are
 
     Raises MachineError where nothing can be fitted.
     """
@@ -142,7 +153,9 @@ def calibrate(
             f"choose rows with --hardware"
         )
     found = read_calibration(machine)
-    parts = _fitted(spec, found[1] if found else uncalibrated(spec), rows, GROUPS[leave_out])
+    start = found[1] if found else uncalibrated(spec)
+    _check_kept(keep, start)
+    parts = _fitted(spec, start, rows, GROUPS[leave_out], keep)
     return Calibration(
         machine=spec.name,
         values=parts.values,
@@ -158,10 +171,18 @@ def calibrate(
             "hardware": wanted,
             "smallest": smallest,
             "leave_out": leave_out,
+            **({"keep": ", ".join(keep)} if keep else {}),
             **_range([row.what for row in rows if isinstance(row.what, Collective)]),
         },
         original=calibration_text(machine),
     )
+
+
+def _check_kept(keep: Sequence[str], start: Data) -> None:
+    known = [parameter.path for parameter in parameters(start)]
+    for path in keep:
+        if path not in known:
+            raise MachineError(f"keep: got {path!r}, expected one of {', '.join(known)}: name a number")
 
 
 def _rows(tables: Sequence[str | Path], hardware: str, smallest: float) -> tuple[list[Row], list[Skipped]]:
@@ -195,7 +216,9 @@ class _Parts(NamedTuple):
     residuals: Residuals
 
 
-def _fitted(spec: MachineSpec, start: Data, rows: Sequence[Row], group: Callable[[Row], str]) -> _Parts:
+def _fitted(
+    spec: MachineSpec, start: Data, rows: Sequence[Row], group: Callable[[Row], str], keep: Sequence[str]
+) -> _Parts:
     """Collectives and kernels share no parameter, so each are fitted by themselves."""
     data, fitted = start, list[Parameter]()
     values, launches = dict[str, Value](), dict[str, float]()
@@ -205,7 +228,7 @@ def _fitted(spec: MachineSpec, start: Data, rows: Sequence[Row], group: Callable
         if not chosen:
             continue
         part = [rows[i] for i in chosen]
-        problem = Problem(spec, start, part)
+        problem = Problem(spec, start, part, keep)
         groups = [group(row) for row in part]
         limits = problem.start, problem.neutral, problem.lower, problem.upper
         result = fit(problem.residuals, *limits, groups, problem.completed)

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import tomlkit
 
 from perfmodel.calibrate.parameters import Data, Parameter, at, number_of, parent, rounded
 
-TELLS, GUESSES = "fit above", "fit above, which tells it only with others or stopped at its bound"
-"""Sources of a number that rows tell, and of one that others could stand in for."""
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a file says of where a fitted number is from."""
+
+    kind: str
+    source: str
+
+
+MEASURED = Origin("measured", "fit above")
+GUESSED = Origin("assumed", "fit above, which tells it only with others or stopped at its bound")
+"""Of a number that measured rows tell, and of one that others could stand in for."""
+
+
+def derived(models: str, rows: int, of: int) -> Origin:
+    """Of a number told by `of` rows, some of which nobody measured: models expect them."""
+    return Origin("derived", f"fit to {of} rows, {rows} of them no measurements: {models}")
 
 
 def as_toml(
     original: str | None,
     data: Data,
-    fitted: Mapping[Parameter, bool],
+    fitted: Mapping[Parameter, Origin],
     *,
     machine: str,
     fit: Mapping[str, Any],
@@ -25,7 +41,8 @@ def as_toml(
 
     original: the file that the fit started from, or None where there was none; where it leaves a fitted number to
               another one that it is like, all are written out
-    fitted:   what was fitted, and whether the rows tell it; notes beside it were of another value, and go
+    fitted:   what was fitted, and where from; a curve is told by any of its points; notes beside it were of another
+              value, and go
     fit:      what the file says of the fit
     """
     document = tomlkit.parse(original) if original else _document(data)
@@ -33,14 +50,15 @@ def as_toml(
         document = _document(data)
     document["machine"] = machine
     document["fit"] = dict(fit)
-    told = {number_of(parameter.keys) for parameter, tells in fitted.items() if tells}
+    told = {number_of(parameter.keys): origin for parameter, origin in fitted.items() if origin != GUESSED}
     for parameter in fitted:
         source, key = parent(data, parameter)
         target, _ = parent(document, parameter)
         target[key] = rounded(source[key])
         keys = number_of(parameter.keys)
         number = at(document, keys)
-        number["kind"], number["source"] = ("measured", TELLS) if keys in told else ("assumed", GUESSES)
+        origin = told.get(keys, GUESSED)
+        number["kind"], number["source"] = origin.kind, origin.source
         number.pop("note", None)
     return tomlkit.dumps(document)
 

@@ -84,7 +84,7 @@ def _sizes(row: Row) -> tuple[float, float, float, float]:
     """m, n, k and batch of a matmul; queries, keys, head size and heads of attention."""
     what = row.what
     if isinstance(what, Gemm):
-        return what.m, what.n, what.k, 1.0 / row.share
+        return what.m, what.n, what.k, what.batch / row.share
     assert isinstance(what, Attention)
     return what.seq, what.seq, what.head_dim, what.batch * what.heads / row.share
 

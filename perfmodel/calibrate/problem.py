@@ -24,7 +24,7 @@ LAUNCH = (1e-6, 1e-3)
 class Problem:
     """Logarithms of predicted over measured, as a function of those of parameters and of the harnesses' launches."""
 
-    def __init__(self, spec: MachineSpec, start: Data, rows: Sequence[Row]) -> None:
+    def __init__(self, spec: MachineSpec, start: Data, rows: Sequence[Row], keep: Sequence[str] = ()) -> None:
         self._machine = variations(spec, parse_calibration(start, "calibration", spec, inherited=True))
         self._predicted = predictor(rows)
         self._rows = rows
@@ -32,7 +32,7 @@ class Problem:
         self.sources = sorted({row.source for row in rows if not isinstance(row.what, Collective)})
         middle = np.sqrt(LAUNCH[0] * LAUNCH[1])
         launches = np.log([(middle, middle, *LAUNCH)] * len(self.sources)).reshape(-1, 4)
-        self.parameters = parameters(start)
+        self.parameters = [parameter for parameter in parameters(start) if parameter.path not in keep]
         known = np.log([(p.start, p.neutral, *p.bounds) for p in self.parameters])
         telling = self._telling(np.concatenate([known, launches]))
         self.parameters = [self.parameters[i] for i in telling]

@@ -71,12 +71,13 @@ class Collective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gemm:
-    """A matmul as measured."""
+    """A matmul as measured, or `batch` of them in one kernel."""
 
     dtype: str
     m: int
     n: int
     k: int
+    batch: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,7 @@ class Row:
     """A measured row: what ran, its seconds, and where it stands.
 
     share: of a rank's matrix units that it ran on (one of two cores: 0.5)
+    model: whose expectation the time is, where nothing ran; empty of a measurement
     """
 
     id: str
@@ -103,6 +105,7 @@ class Row:
     source: str
     hardware: str
     share: float = 1.0
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +225,16 @@ def _row(name: str, cells: Cells, wanted: re.Pattern[str]) -> Row:
         source=_harness(cells, op, what),
         hardware=_get(cells, "hardware"),
         share=0.5 if "one physical NeuronCore" in _get(cells, "hardware") else 1.0,
+        model=_get(cells, "source") if _kind(cells) == "derived" else "",
     )
+
+
+def _kind(cells: Cells) -> str:
+    """Whether a row was measured, as it is where the table does not say, or derived."""
+    kind = cells.get("kind", "").strip() or "measured"
+    if kind not in ("measured", "derived"):
+        raise _UnusableError(f"kind: got {kind}, expected measured or derived")
+    return kind
 
 
 def _harness(cells: Cells, op: str, what: Collective | Gemm | Attention) -> str:
@@ -284,7 +296,7 @@ def _gemm(cells: Cells) -> Gemm:
             raise _UnusableError(f"no sizes of a matmul in {shape!r}")
         cells = {**cells, **{name: text for found in parts if found for name, text in found.groupdict().items()}}
     m, n, k = (_whole(cells, name) for name in "mnk")
-    return Gemm(dtype=_dtype(cells), m=m, n=n, k=k)
+    return Gemm(dtype=_dtype(cells), m=m, n=n, k=k, batch=_whole(cells, "batch") if cells.get("batch") else 1)
 
 
 def _attention(cells: Cells, op: str) -> Attention:

@@ -27,6 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="point",
         help="rows that are predicted together without having been seen (default: a point)",
     )
+    parser.add_argument(
+        "--keep", nargs="+", default=[], metavar="NUMBER", help="numbers that stay as they are, as efficiency.memory"
+    )
     parser.add_argument("--out", metavar="FILE", help="write the calibration there, as NAME.calibration.toml")
 
 
@@ -41,6 +44,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         hardware=arguments.hardware,
         smallest=arguments.smallest,
         leave_out=arguments.leave_out,
+        keep=arguments.keep,
     )
     if arguments.out:
         found.write(arguments.out)
