@@ -88,7 +88,7 @@ def made(machine: Path, noise: float = 0.0) -> list[Mapping[str, object]]:
 
 @pytest.mark.parametrize("name", sorted(path.name for path in TABLES.glob("*-*.csv")))
 def test_no_row_of_a_table_is_dropped_silently(name: str) -> None:
-    rows, skipped = read_rows(TABLES / name, "trn2|H100")
+    rows, skipped = read_rows(TABLES / name, "trn2|H100|TPU")
     with (TABLES / name).open() as file:
         assert len(rows) + len(skipped) == len(list(csv.DictReader(file)))
     assert rows
@@ -203,6 +203,18 @@ def test_a_batch_of_large_matmuls_takes_as_long_as_its_matmuls() -> None:
     rows = [Row(id="", what=what, seconds=1.0, source="a", hardware="mine") for what in (one, eight)]
     alone, together = predicted(rows, load_machine("tpu-v5e"), {})
     assert together == pytest.approx(8.0 * alone)
+
+
+def test_what_the_compiler_expects_of_matmuls_is_what_was_measured_of_them() -> None:
+    """Of large ones, which a harness adds little to: the same shapes on the same TPU."""
+    expected, measured = (
+        {row.what: row.seconds for row in read_rows(TABLES / f"{name}-kernels.csv", "TPU7x")[0]}
+        for name in ("tpu", "gpu")
+    )
+    both = [what for what in measured if what in expected and isinstance(what, Gemm) and what.m >= 4096]
+    assert len(both) == 2
+    for what in both:
+        assert expected[what] == pytest.approx(measured[what], rel=0.05)
 
 
 # -- fits ---------------------------------------------------------------------------------------------------------
@@ -359,6 +371,16 @@ def test_collectives_of_a_number_of_ranks_never_seen_are_met_better_than_a_kind_
     """What a kind reaches of the bandwidth is its own: left out, it is a guess."""
     found = calibrate([TABLES / "gpu-collectives.csv"], "h100", hardware="H100", smallest=MIB, leave_out=leave_out)
     assert found.errors["all"][2].median < median
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v4", "v5e", "v5p", "v6e"])
+def test_a_tpu_is_fitted_to_what_its_compiler_expects_of_matmuls(name: str) -> None:
+    found = calibrate([TABLES / "tpu-kernels.csv"], f"tpu-{name}", hardware=f"TPU {name}", keep=["efficiency.memory"])
+    assert found.errors["gemm"][2].median < 0.04
+    shipped = load_machine(f"tpu-{name}")
+    assert found.values["efficiency.tensor"].after == pytest.approx(shipped.efficiency["tensor"], rel=0.02)
+    assert found.values["efficiency.fill"].after == pytest.approx(shipped.matrix.fill, rel=0.1)
 
 
 # -- files and shell ----------------------------------------------------------------------------------------------
