@@ -163,7 +163,9 @@ class _Draft:
                 if self.group[i] == group:
                     own[i] = node
         touched = (copy for local in own.values() for copy in (*local.operands, *local.results))
-        return kernel_of(self.sharded, ops, own, stored) if any(is_tensor(self.sharded, c) for c in touched) else None
+        if not any(is_tensor(self.sharded, copy) for copy in touched):
+            return None
+        return kernel_of(self.sharded, ops, own, stored, by_element=fusible)
 
 
 Region: TypeAlias = tuple[tuple[LocalLoop, ...], Sequence[LocalNode], tuple[int, ...]]

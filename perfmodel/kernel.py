@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from perfmodel.engine import Matmul, attended, executed, matmul, moved_bytes, row_bytes
-from perfmodel.graph import Graph, Op
+from perfmodel.graph import Dims, Graph, Op
 from perfmodel.sharded import LocalOp, ShardedGraph
 from perfmodel.work import Amount, Term, amount
 
@@ -15,6 +16,9 @@ SLICES = ("dynamic_slice", "gather")
 
 VIEWS = ("dynamic_slice", "reshape", "transpose", "bitcast_convert", "broadcast_in_dim")
 """Ops that by themselves only rename memory: slices by the loop's counter, broadcasts that add dims of size 1."""
+
+Order: TypeAlias = tuple[int, ...]
+"""Where each index of a value stands among those of another that has the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +43,10 @@ class Demand:
 class Kernel(Demand):
     """A kernel by the ops that it runs.
 
-    nodes:  positions of its ops in the region it belongs to, those repeated from other kernels left out
-    inputs: copies from outside that it works on
-    stored: copies that it writes to memory of their own (not those that alias a view or an updated buffer)
+    nodes:      positions of its ops in the region it belongs to, those repeated from other kernels left out
+    inputs:     copies from outside that it works on
+    stored:     copies that it writes to memory of their own (not those that alias a view or an updated buffer)
+    overwrites: for each stored copy, inputs whose memory it may take over if nobody needs them any more
     """
 
     phase: str
@@ -51,13 +56,19 @@ class Kernel(Demand):
     nodes: tuple[int, ...]
     inputs: tuple[int, ...] = ()
     stored: tuple[int, ...] = ()
+    overwrites: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 def kernel_of(
-    sharded: ShardedGraph, ops: Sequence[LocalOp], own: Mapping[int, LocalOp], needed: Sequence[int]
+    sharded: ShardedGraph,
+    ops: Sequence[LocalOp],
+    own: Mapping[int, LocalOp],
+    needed: Sequence[int],
+    *,
+    by_element: Callable[[Op], bool],
 ) -> Kernel:
     """The kernel that runs `ops`: its `own` by position in the region, the others repeated from other kernels. The
-    results `needed` are read elsewhere.
+    results `needed` are read elsewhere; `by_element` tells of an op whether it goes through its operands element by element.
     """
     flops: dict[tuple[str, str], list[Term]] = {}
     for local in ops:
@@ -82,7 +93,42 @@ def kernel_of(
         nodes=tuple(sorted(own)),
         inputs=tuple(inputs),
         stored=() if view else tuple(needed),
+        overwrites={} if view else _overwrites(sharded, ops, needed, by_element),
     )
+
+
+def _overwrites(
+    sharded: ShardedGraph, ops: Sequence[LocalOp], needed: Sequence[int], by_element: Callable[[Op], bool]
+) -> dict[int, tuple[int, ...]]:
+    """Inputs by the result that may take their place: as large, and read nowhere but where the result's element goes
+    that is made of the element read, as XLA's buffer assignment wants it. Transposes count as other names for indices.
+    """
+    sizes = {copy: sharded.copies[copy].bytes for copy in needed}
+    large = set(sizes.values())
+    inside = {copy for local in ops for copy in local.results}
+    orders: dict[int, dict[int, Order]] = {}  # copy -> inputs it is made of element by element -> index of each
+    spread: set[int] = set()  # inputs that are read at several indices, or in several orders
+    for local in ops:
+        results, blocked = [_flat(dims) for dims in local.op.result_dims], set(local.op.blocked)
+        elementwise = by_element(local.op)
+        for dims, copy in zip(map(_flat, local.op.operand_dims), local.operands, strict=True):
+            if copy not in inside and sharded.copies[copy].bytes in large:
+                orders.setdefault(copy, {copy: tuple(range(len(dims)))})
+            for source, order in orders.get(copy, {}).items():
+                for made, result in zip(results, local.results, strict=True):
+                    inplace = elementwise and set(made) == set(dims) and not blocked.intersection(dims)
+                    turned = tuple(order[dims.index(i)] for i in made) if inplace else None
+                    if turned is None or orders.setdefault(result, {}).setdefault(source, turned) != turned:
+                        spread.add(source)
+    found = {
+        copy: tuple(i for i in orders.get(copy, ()) if i not in spread and sharded.copies[i].bytes == size)
+        for copy, size in sizes.items()
+    }
+    return {copy: inputs for copy, inputs in found.items() if inputs}
+
+
+def _flat(dims: Dims) -> tuple[int, ...]:
+    return tuple(i for dim in dims for i in dim)
 
 
 def _weight(local: LocalOp) -> tuple[bool, float]:

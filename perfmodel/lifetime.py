@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,12 +36,15 @@ class Lifetimes:
         """Lives in a region of the sharded graph, worked out once."""
         if id(nodes) not in self._known:
             fused = kernels(self._sharded, nodes)
-            last = self._last_uses(nodes, fused, kept)
+            originals = self._originals(nodes, fused)
+            last = self._last_uses(nodes, fused, kept, originals)
             born = {copy: i for i, copy in self._births(nodes, fused, self._updated(parameters, kept))}
+            last = {copy: max(i, last.get(copy, i)) for copy, i in born.items()}
+            last |= self._taken_over(fused, originals, born, last)
             self._known[id(nodes)] = Lives(
                 copies=tuple(born),
                 born=np.array(list(born.values()), dtype=np.intp),
-                last=np.array([max(i, last.get(copy, i)) for copy, i in born.items()], dtype=np.intp),
+                last=np.array(list(last.values()), dtype=np.intp),
             )
         return self._known[id(nodes)]
 
@@ -62,7 +65,23 @@ class Lifetimes:
                     if parameter != left:
                         yield i, result
 
-    def _last_uses(self, nodes: Sequence[LocalNode], fused: Sequence[Kernel], kept: Sequence[int]) -> dict[int, int]:
+    def _originals(self, nodes: Sequence[LocalNode], fused: Sequence[Kernel]) -> dict[int, int]:
+        """What each copy that is another name for memory was before, in the order in which they get their names."""
+        stored = {copy for kernel in fused for copy in kernel.stored}
+        return {
+            copy: node.operands[0]
+            for node in nodes
+            for copy in node.results
+            if node.operands and (self._alias(node) or (isinstance(node, LocalOp) and copy not in stored))  # a view
+        }
+
+    def _last_uses(
+        self,
+        nodes: Sequence[LocalNode],
+        fused: Sequence[Kernel],
+        kept: Sequence[int],
+        originals: dict[int, int],
+    ) -> dict[int, int]:
         """Position where each copy that is needed, or another name for its memory, is needed for the last time."""
         last = dict.fromkeys(kept, len(nodes))
 
@@ -76,13 +95,29 @@ class Lifetimes:
             if not isinstance(node, LocalOp):
                 for copy in node.operands:
                     use(copy, i)
-        stored = {copy for kernel in fused for copy in kernel.stored}
-        for node in reversed(nodes):  # every use of another name is known before the node that gives it
-            for copy in node.results:
-                renames = self._alias(node) or (isinstance(node, LocalOp) and copy not in stored)  # a view
-                if renames and copy in last and node.operands:
-                    use(node.operands[0], last[copy])
+        for copy, original in reversed(originals.items()):  # every use of another name is known before its original's
+            if copy in last:
+                use(original, last[copy])
         return last
+
+    def _taken_over(
+        self,
+        fused: Sequence[Kernel],
+        originals: Mapping[int, int],
+        born: Mapping[int, int],
+        last: Mapping[int, int],
+    ) -> dict[int, int]:
+        """Position before which a kernel's result takes over the memory of each input that it is the last to need."""
+        copies = self._sharded.copies
+        ends: dict[int, int] = {}
+        for kernel in fused:
+            for copy, inputs in kernel.overwrites.items():
+                for buffer in (_original(each, originals) for each in inputs):
+                    mine = buffer in born and buffer not in ends and copies[buffer].bytes == copies[copy].bytes
+                    if mine and copy in born and born[buffer] < born[copy] and last[buffer] <= max(kernel.nodes):
+                        ends[buffer] = born[copy] - 1
+                        break
+        return ends
 
     def _alias(self, node: LocalNode) -> bool:
         """Whether a node's result takes the place of its first operand in memory."""
@@ -104,3 +139,10 @@ class Lifetimes:
             for k, copy in enumerate(kept)
             if k in buffers and copies[buffers[k]].bytes == copies[copy].bytes and copy != buffers[k]
         }
+
+
+def _original(copy: int, originals: Mapping[int, int]) -> int:
+    """The copy whose memory another one names."""
+    while copy in originals:
+        copy = originals[copy]
+    return copy

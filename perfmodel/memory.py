@@ -126,7 +126,7 @@ def memory_use(
     first_keeps, second_keeps, last_keeps = in_flight(schedule, sizes["pp"], microbatches, sizes[VIRTUAL])
     keeps = {ONLY: 1.0, FIRST: first_keeps, MIDDLE: second_keeps, LAST: last_keeps}
     uses = {
-        view: {**_stage_use(plan.stages[view], parts, keeps[view]), "runtime": reserve}
+        view: {**_stage_use(plan.stages[view], parts, keeps[view], microbatches), "runtime": reserve}
         for view, parts in _parts_of_stages(plan, Evaluator(sizes).sizes, cut).items()
     }
     totals = {view: _total(parts.values()) for view, parts in uses.items()}
@@ -164,14 +164,19 @@ def _total(parts: Iterable[Number]) -> Number:
     return total
 
 
-def _stage_use(residents: Residents, evaluate: Parts, in_flight: Number) -> dict[str, Number]:
-    """Bytes of one stage by what holds them; microbatches in flight beyond the one at work add what they saved."""
+def _stage_use(residents: Residents, evaluate: Parts, in_flight: Number, microbatches: Number) -> dict[str, Number]:
+    """Bytes of one stage by what holds them; microbatches in flight beyond the one at work add what they saved.
+
+    A loop over a single microbatch is none: compilers drop it, and gradients are summed up nowhere while it is at work.
+    """
     kept = {role: evaluate.amount(each) for role, each in residents.kept.items()}
     gradients, saved = evaluate.amount(residents.gradients), evaluate.amount(residents.saved)
-    waiting = gradients + saved * in_flight
-    repeated = residents.repeated.bytes(evaluate) + saved * (in_flight - 1.0)
-    live = np.maximum(np.maximum(repeated, residents.once.bytes(evaluate)), waiting)
-    return {**kept, "gradients": gradients, "activations": saved * in_flight, "working set": live - waiting}
+    sums = gradients * (np.asarray(microbatches) > 1.0)
+    repeated = residents.repeated.bytes(evaluate) - (gradients - sums) + saved * (in_flight - 1.0)
+    live = np.maximum(np.maximum(repeated, residents.once.bytes(evaluate)), sums + saved * in_flight)
+    activations = saved * in_flight
+    gradients = np.minimum(gradients, live - activations)
+    return {**kept, "gradients": gradients, "activations": activations, "working set": live - gradients - activations}
 
 
 class _Liveness:

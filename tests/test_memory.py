@@ -99,7 +99,7 @@ def test_mixed_precision_adam_keeps_18_bytes_per_parameter() -> None:
 @pytest.mark.parametrize(("zero", "sharded"), [(0, ""), (1, "o"), (2, "og"), (3, "ogp")])
 def test_each_zero_stage_divides_one_more_term_by_the_ranks(zero: int, sharded: str, ranks: int) -> None:
     """Rajbhandari et al. 2020, figure 1 and table 1: (2 + 2 + K) Psi, with K and then each 2 divided by N."""
-    found = parts("llama3.2-1b", Layout(fsdp=ranks, zero=zero, global_batch=ranks))
+    found = parts("llama3.2-1b", Layout(fsdp=ranks, zero=zero, global_batch=2 * ranks))
     count = graph("llama3.2-1b").parameter_count()
     for key, role, size in (("o", "optimizer", 3 * F32), ("g", "gradients", F32), ("p", "parameters", BF16)):
         share = ranks if key in sharded else 1
@@ -277,6 +277,19 @@ def test_microbatches_in_flight_add_to_the_peak_of_a_microbatch_but_not_to_that_
     assert (use.parts["gradients"], use.parts["activations"]) == (10, 20)
 
 
+@pytest.mark.parametrize(("repeated", "once", "live"), [(35, 0, 25), (35, 30, 30), (20, 12, 12), (12, 10, 10)])
+def test_a_single_microbatch_needs_no_sums_of_gradients_while_it_is_at_work(
+    repeated: float, once: float, live: float
+) -> None:
+    """10 B of sums are in every peak but that of the loop, which compilers drop where it has one trip."""
+    peaks: Mapping[str, Any] = {"repeated": peak({ONE: repeated}), "once": peak({ONE: once})}
+    stages = dict.fromkeys(("only", "first", "last"), replace(EMPTY, gradients={ONE: 10.0}, saved={ONE: 5.0}, **peaks))
+    use = memory_use(MemoryPlan(stages=stages), dict.fromkeys(SYMBOLS, 1.0), 0.0)
+    assert use.total == live
+    assert sum(use.parts.values()) == live
+    assert use.parts["gradients"] == min(10, live - 5)
+
+
 amounts = st.dictionaries(
     st.sampled_from([Term(1.0).times((symbol,)).exponents for symbol in SYMBOLS[:4]]), st.integers(1, 9).map(float)
 )
@@ -375,9 +388,35 @@ def test_what_is_computed_again_keeps_its_operands_alive() -> None:
 
     def fn(x: Any, w: Any) -> Any:
         y = 2.0 * (x @ w)
-        return y - jnp.sum(y, axis=1, keepdims=True)
+        return (y - jnp.sum(y, axis=1, keepdims=True)).astype(jnp.bfloat16)
 
-    assert working(nameless(fn, matrix(), matrix(COLUMNS, COLUMNS))) == 2 * T + F32 * ROWS
+    assert working(nameless(fn, matrix(), matrix(COLUMNS, COLUMNS))) == T + T / 2 + F32 * ROWS
+
+
+@pytest.mark.parametrize(
+    ("fn", "size"),
+    [
+        (lambda y, z: jnp.exp(y), T),
+        (lambda y, z: jnp.exp(y.reshape(COLUMNS, ROWS)), T),
+        (lambda y, z: jnp.exp(y).T, T),
+        (lambda y, z: (jnp.exp(y), z), 2 * T),
+        (lambda y, z: jnp.exp(y).astype(jnp.bfloat16), T + T / 2),
+        (lambda y, z: (jnp.exp(y), y), 2 * T),
+        (lambda y, z: jnp.exp(y) + jnp.exp(y[::-1]), 2 * T),
+        (lambda y, z: jnp.exp(y) + jnp.exp(y.reshape(COLUMNS, ROWS).T), 2 * T),
+        (lambda y, z: jnp.exp(y) * jnp.exp(z), 2 * T),
+        (lambda y, z: (jnp.exp(y) * z, jnp.exp(z)), 2 * T),
+        (lambda y, z: jnp.sort(y), 2 * T),
+    ],
+)
+def test_an_elementwise_result_takes_the_place_of_an_operand_that_nobody_needs_any_more(fn: Any, size: float) -> None:
+    """As XLA's buffer assignment has it: as large, and every element read for the one that takes its place only."""
+
+    def step(x: Any, v: Any, w: Any) -> Any:
+        return fn(x @ v, x @ w)
+
+    square = matrix(COLUMNS, COLUMNS)
+    assert working(nameless(step, matrix(), square, square)) == size
 
 
 @pytest.mark.parametrize(("buffer", "size"), [("zeros", T), ("donated", 0)])
@@ -410,14 +449,15 @@ def step(checkpoint: bool) -> Any:
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("vocab", [512, 4096])
 def test_the_peak_of_a_training_step_is_about_that_of_xlas_buffers(checkpoint: bool, vocab: int) -> None:
-    """XLA overwrites operands that an elementwise op reads last, we do not; XLA aligns and pads, we do not."""
+    """XLA's CPU backend clears the stacks of gradients first of all, and it aligns, pads and copies arguments."""
     layers = {"up": spec(8, 256, 1024, dtype=jnp.float32), "down": spec(8, 1024, 256, dtype=jnp.float32)}
     weights = {"layers": layers, "head": spec(256, vocab, dtype=jnp.float32)}
     arguments = weights, spec(2048, 256, dtype=jnp.float32), spec(2048, dtype=jnp.int32)
     traced = nameless(step(checkpoint), *arguments, donated=("x0",))
     analysis = jax.jit(step(checkpoint), donate_argnums=0).lower(*arguments).compile().memory_analysis()
     assert analysis is not None
-    assert working(traced) == pytest.approx(analysis.temp_size_in_bytes, rel=0.15)
+    stacks = 2 * F32 * 8 * 256 * 1024
+    assert working(traced) + stacks == pytest.approx(analysis.temp_size_in_bytes, rel=0.05)
 
 
 # -- what XLA allocates -------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def constrain(module: ir.Module, program: Program, assignment: Assignment, mesh:
         op.operands[k] = _constrained(
             op.operands[k], ir.InsertionPoint(op), [mesh.on(dim) for dim in dims], name
         ).result
-    _unmark_kernels(module)
+    unmark_kernels(module)
     return len(whole.unsaid)
 
 
@@ -152,7 +152,7 @@ def _ops(nodes: Sequence[Node]) -> Iterator[Op]:
 # -- Modules -----------------------------------------------------------------------------------------------------------
 
 
-def _unmark_kernels(module: ir.Module) -> None:
+def unmark_kernels(module: ir.Module) -> None:
     """Make marked kernels plain calls of their bodies, which a compiler then partitions op by op."""
     kernels: list[ir.Operation] = []
     each_op(module, lambda op: kernels.append(op) if op.name == KERNEL else None)

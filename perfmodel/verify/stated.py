@@ -47,16 +47,23 @@ def step_of(program: Program) -> Callable[..., Any]:
 
 
 def state_layout(
-    program: Program, graph: Graph, assignment: Assignment, sizes: Mapping[str, Number], mesh: Mesh
+    program: Program,
+    graph: Graph,
+    assignment: Assignment,
+    sizes: Mapping[str, Number],
+    mesh: Mesh,
+    *,
+    donated: bool = False,
 ) -> Stated:
     """A program, traced to `graph`, lowered with a layout of it stated, batch dims resized, the vocabulary padded where
-    it must be.
+    it must be; what it donates matters to memory only.
 
     Raises LayoutError where JAX refuses the layout, TraceError where the program takes no arrays of these sizes.
     """
     check_version()
     lowering = _Lowering(program, graph, assignment, {name: int(n) for name, n in sizes.items()}, mesh)
-    module = lowering.module()
+    names = program.donated if donated else ()
+    module = lowering.module([i for i, argument in enumerate(program.arguments) if argument.name in names])
     return Stated(module=module, mesh=mesh, unsaid=constrain(module, program, assignment, mesh))
 
 
@@ -73,12 +80,12 @@ class _Lowering:
         self.mesh = mesh
         self.abstract = mesh.abstract()
 
-    def module(self) -> ir.Module:
-        """The program lowered with its arguments and results placed."""
+    def module(self, donated: Sequence[int]) -> ir.Module:
+        """The program lowered with its arguments and results placed, some of the arguments donated."""
         fn, trees = step_of(self.program), self.arguments(self.resized)
         placed = {"in_shardings": self.arguments(self.placed), "out_shardings": self.results(fn, trees)}
         try:
-            lowered = on_platform(jax.jit(fn, **placed, keep_unused=True).trace(*trees))
+            lowered = on_platform(jax.jit(fn, **placed, keep_unused=True, donate_argnums=donated).trace(*trees))
         except ValueError as error:  # JAX's word for a sharding that does not fit an array
             raise LayoutError(
                 f"{self.program.name}: got {told(error)} on lowering it with this layout, expected a layout that JAX "
