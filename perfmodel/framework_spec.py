@@ -16,10 +16,11 @@ class TrainingFit(Strict):
 
 
 class OnMachine(Strict):
-    """What is otherwise on a machine: `matrix` and `attention` as in `Slower`, and the interval of its own errors."""
+    """What is otherwise on a machine: as in `Slower`, and the interval of its own errors."""
 
     matrix: Number[Positive] | None = None
     attention: Number[Positive] | None = None
+    memory: Number[Positive] | None = None
     interval: Number[Factors] | None = None
 
 

@@ -66,8 +66,10 @@ USUAL: Mapping[str, Usual] = {
 """Numbers of a framework that runs can tell, by their paths. What waits for the next kernel hides little, what is
 prefetched much; a launch takes some microseconds; elementwise kernels move more than those that a compiler fuses.
 """
-ON_MACHINE: Mapping[str, Usual] = {"matrix": Usual(0.0, 0.1), "attention": Usual(0.0, 0.3)}
-"""The same of a framework on one machine: clocks under load, and which attention kernel it has."""
+ON_MACHINE: Mapping[str, Usual] = {"matrix": Usual(0.0, 0.1), "attention": Usual(0.0, 0.3), "memory": Usual(0.0, 0.3)}
+"""The same of a framework on one machine: clocks under load, which attention kernel it has, and against
+`slower.memory` how much its elementwise kernels are fused there.
+"""
 
 Values = Mapping[str, float]
 """Numbers in SI by their dotted paths."""
@@ -174,6 +176,9 @@ class _Problem:
             path: usual.value(usual.mean + usual.spread * each)
             for (path, usual), each in zip(self._usual.items(), x.tolist(), strict=True)
         }
+        for path in fitted:
+            if path.startswith("machines.") and path.endswith(".memory"):
+                fitted[path] *= fitted["slower.memory"]
         return {**self.known, **fitted}
 
     def residuals(self, values: Values) -> Floats:
@@ -226,7 +231,7 @@ def _seconds(runs: Runs, machines: Sequence[str], values: Values) -> Floats:
         return np.array([values.get(f"machines.{m}.{name}", values[f"slower.{name}"]) for m in machines])
 
     framework = Framework(
-        slower=slower(matrix=on("matrix"), attention=on("attention"), memory=values["slower.memory"]),
+        slower=slower(matrix=on("matrix"), attention=on("attention"), memory=on("memory")),
         host_seconds=values["host"],
         accumulation=values["accumulation"],
     )
