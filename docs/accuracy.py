@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -10,7 +10,9 @@ import jax
 
 from perfmodel import __version__, validate
 from perfmodel.report.scatter import draw
-from perfmodel.report.validate import Section, validate_sections
+from perfmodel.report.validate import COLUMNS, Section, cells, percent, validate_sections
+from perfmodel.validate import Prediction, Validation, errors_of
+from perfmodel.validate.cross import crossed, framework_of
 
 FOLDER = Path(__file__).parent
 BEGIN, END = "<!-- printed by python docs/accuracy.py -->", "<!-- end of what is printed -->"
@@ -18,14 +20,44 @@ BEGIN, END = "<!-- printed by python docs/accuracy.py -->", "<!-- end of what is
 
 def main() -> None:
     """Predict the published runs; replace what stands between the marks."""
-    found = validate()
+    fitted = validate(runs=True)
+    unseen = {name: crossed(fitted, name) for name in ("source", "model")}
+    found = unseen["source"]
     draw(found, FOLDER / "accuracy.png")
     heading = f"Printed on {date.today()}, version {__version__}, JAX {jax.__version__}."
     parts = [BEGIN, heading, "![Predicted against measured steps](accuracy.png)"]
-    parts += [f"### {section.title}\n\n{markdown(section)}" for section in validate_sections(found)]
+    rounds = {f"without the {name} of each run": each for name, each in unseen.items()} | {"fitted to all": fitted}
+    sections = [_rounds(rounds), _frameworks(rounds), *validate_sections(found)]
+    parts += [f"### {section.title}\n\n{markdown(section)}" for section in sections]
     page = FOLDER / "accuracy.md"
     before, _, rest = page.read_text().partition(BEGIN)
     page.write_text(before + "\n\n".join([*parts, END]) + rest.partition(END)[2])
+
+
+def _rounds(rounds: Mapping[str, Validation]) -> Section:
+    """Errors by what the frameworks' fits had seen."""
+    columns = ("frameworks", *COLUMNS, ">Kendall's tau", ">pick cost")
+    rows = [
+        (name, *cells(found.errors), f"{found.ranking.kendall_tau:.2f}", percent(found.ranking.pick_cost))
+        for name, found in rounds.items()
+    ]
+    return Section(title="Errors by what the fits had seen", columns=columns, rows=rows)
+
+
+def _frameworks(rounds: Mapping[str, Validation]) -> Section:
+    """Median errors by framework and machine."""
+    keys = {name: found.by(_run_by) for name, found in rounds.items()}
+    first = next(iter(keys.values()))
+    rows = [
+        (key, str(len(first[key])), *(percent(errors_of(groups[key]).median_ape) for groups in keys.values()))
+        for key in first
+    ]
+    columns = ("run by, on", ">rows", *(f">{name}" for name in rounds))
+    return Section(title="Median errors by framework and machine", columns=columns, rows=rows)
+
+
+def _run_by(p: Prediction) -> str:
+    return f"{framework_of(p)}, {p.case.machine.name}"
 
 
 def markdown(section: Section) -> str:

@@ -23,9 +23,10 @@ NAMED = 4
 LARGEST = 3
 """Parts of a step that are named."""
 
-COLUMNS = (">rows", ">mean", ">median", ">90 %", ">bias", ">in bounds")
+COLUMNS = (">rows", ">mean", ">median", ">90 %", ">bias", ">in interval")
 KEYS: Mapping[str, Callable[[Prediction], str]] = {
     "hardware": lambda p: p.case.machine.name,
+    "framework": lambda p: p.case.machine.framework.name,
     "source": lambda p: p.case.row.source,
     "model class": lambda p: p.case.kind,
     "grade": lambda p: p.case.row.text("grade") or "none",
@@ -61,7 +62,7 @@ def validate_sections(found: Validation) -> Iterator[Section]:
 
 def _summary(found: Validation) -> Section:
     errors = {"this model": found.errors, **baselines(found.predictions)}
-    rows = [(name, *_cells(e)) for name, e in errors.items()]
+    rows = [(name, *cells(e)) for name, e in errors.items()]
     return Section(title="Error of predicted step times", columns=("prediction", *COLUMNS), rows=rows)
 
 
@@ -71,7 +72,7 @@ def _graded(found: Validation) -> Section:
     predicted = [p.case.row.text("grade") for p in found.predictions]
     every = [row.text("grade") for row in _rows(found)]
     counts = [(grade, predicted.count(grade), every.count(grade)) for grade in grades]
-    rows = [(grade, str(n), str(of), _percent(n / of)) for grade, n, of in counts]
+    rows = [(grade, str(n), str(of), percent(n / of)) for grade, n, of in counts]
     return Section(title="Rows that could be predicted", columns=("grade", ">rows", ">of", ">share"), rows=rows)
 
 
@@ -85,7 +86,7 @@ def _layouts(found: Validation) -> Section:
     for source, predictions in by_source.items():
         r = ranking_of(predictions)
         if r.groups:
-            costs = _percent(r.pick_cost), _percent(r.worst_pick)
+            costs = percent(r.pick_cost), percent(r.worst_pick)
             rows.append((source, str(r.groups), f"{r.kendall_tau:.2f}", *costs))
     columns = ("source", ">groups", ">Kendall's tau", ">pick cost", ">worst pick")
     return Section(title="Runs that differ only in layout", columns=columns, rows=rows)
@@ -95,7 +96,7 @@ def _by(found: Validation, name: str) -> Section:
     rows = []
     for value, predictions in found.by(KEYS[name]).items():
         half, ideal = baselines(predictions).values()
-        rows.append((value, *_cells(errors_of(predictions)), _percent(half.median_ape), _percent(ideal.median_ape)))
+        rows.append((value, *cells(errors_of(predictions)), percent(half.median_ape), percent(ideal.median_ape)))
     columns = (name, *COLUMNS, ">median of half peak", ">of efficiencies 1")
     return Section(title=f"By {name}", columns=columns, rows=rows)
 
@@ -105,7 +106,7 @@ def _differing(found: Validation) -> Section:
     pairs = [(text, p) for p in found.predictions for text in p.case.differs or ("nothing",)]
     groups = grouped(pairs, lambda pair: pair[0])
     ranked = sorted(groups.items(), key=lambda item: -len(item[1]))
-    rows = [(text, *_cells(errors_of([p for _, p in group]))) for text, group in ranked]
+    rows = [(text, *cells(errors_of([p for _, p in group]))) for text, group in ranked]
     return Section(title="By what differs from the run", columns=("differs", *COLUMNS), rows=rows)
 
 
@@ -145,12 +146,14 @@ def _names(group: Sequence[Skipped]) -> str:
     return f"{names}, {len(group) - NAMED} more" if len(group) > NAMED else names
 
 
-def _cells(errors: Errors) -> tuple[str, ...]:
+def cells(errors: Errors) -> tuple[str, ...]:
+    """Errors as `COLUMNS` have them."""
     shares = (errors.mape, errors.median_ape, errors.p90_ape)
-    return str(errors.rows), *map(_percent, shares), _signed(errors.bias), _percent(errors.coverage, digits=0)
+    return str(errors.rows), *map(percent, shares), _signed(errors.bias), percent(errors.coverage, digits=0)
 
 
-def _percent(share: float, digits: int = 1) -> str:
+def percent(share: float, digits: int = 1) -> str:
+    """`12.3 %`, or a dash for no number."""
     return f"{100 * share:.{digits}f} %" if np.isfinite(share) else "-"
 
 
