@@ -6,7 +6,7 @@ exceeds; numbers, for one layout or a million, come last.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -111,14 +111,18 @@ class MemoryUse:
 
 
 def memory_use(
-    plan: MemoryPlan, sizes: Mapping[str, Number], reserve: float, schedule: str = SCHEDULES[0]
+    plan: MemoryPlan,
+    sizes: Mapping[str, Number],
+    reserve: float,
+    schedule: str = SCHEDULES[0],
+    elsewhere: Collection[str] = (),
 ) -> MemoryUse:
-    """Peak bytes per rank for given axis sizes and pipeline schedule."""
+    """Peak bytes per rank for given axis sizes and pipeline schedule, without what is kept of roles `elsewhere`."""
     evaluate = Parts(Table(Evaluator(sizes).sizes), plan.symbols)
     microbatches = np.maximum(sizes[MICROBATCH], 1.0)
     first_keeps, last_keeps = in_flight(schedule, sizes["pp"], microbatches, sizes[VIRTUAL])
     uses = {
-        view: {**_stage_use(plan.stages[view], evaluate, keeps), "runtime": reserve}
+        view: {**_stage_use(plan.stages[view], evaluate, keeps), **dict.fromkeys(elsewhere, 0.0), "runtime": reserve}
         for view, keeps in ((ONLY, 1.0), (FIRST, first_keeps), (LAST, last_keeps))
     }
     totals = {view: _total(parts.values()) for view, parts in uses.items()}

@@ -19,6 +19,7 @@ from perfmodel.layout import Layout, assignment
 from perfmodel.limits import warnings
 from perfmodel.machine import Machine
 from perfmodel.memory import MemoryPlan, MemoryUse, memory_use, plan_memory
+from perfmodel.offload import over_host_link
 from perfmodel.plan import Plan, analyse
 from perfmodel.price import Costs, KernelCost, price
 from perfmodel.rules import Constraint, constraints, violations
@@ -33,6 +34,8 @@ ASSUMPTIONS = (
     "ZeRO shards over fsdp and ep only: dp and cp hold copies",
     "activations follow the layout's assignment (batch on dp, fsdp and ep, seq on cp and tp) between blocks",
 )
+
+OFFLOADED = "the host's memory holds the optimizer state; its update streams it over the host link, both ways at once"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +93,11 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
     structure = structure_of(graph, layout)
     sizes = layout.sizes(graph)
     costs = price(structure.plan, sizes, machine)
+    if layout.offload:
+        costs = over_host_link(costs, structure.memory, sizes, machine)
     time = step_time(costs, sizes, Pace.of(machine), layout.schedule)
-    memory = memory_use(structure.memory, sizes, machine.memory_reserve_bytes, layout.schedule)
+    elsewhere = ("optimizer",) if layout.offload else ()
+    memory = memory_use(structure.memory, sizes, machine.memory_reserve_bytes, layout.schedule, elsewhere)
     broken = violations(graph, structure.constraints, layout, sizes, memory.total, machine)
     estimate = _estimate(graph, layout, machine, costs, time, memory, broken)
     if estimate.shape:
@@ -147,7 +153,7 @@ def _estimate(
         collectives=costs.collectives,
         cost_usd_per_hour=usd_per_hour,
         usd_per_million_tokens=usd_per_hour / 3600.0 * time.expected / tokens * 1e6,
-        assumptions=(*ASSUMPTIONS, *graph.notes, *machine.assumptions),
+        assumptions=(*ASSUMPTIONS, *(OFFLOADED,) * layout.offload, *graph.notes, *machine.assumptions),
         sources=machine.sources,
         counted="samples" if per_sequence is None else "tokens",
         interval=machine.framework.interval,

@@ -33,6 +33,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "experts": ("ep",),
     "recompute": POLICIES,
     "schedule": ("1f1b",),
+    "offload": (False,),
 }
 """Values of structural choices that are tried where none is given, what changes nothing first."""
 
@@ -81,6 +82,8 @@ class Space:
         """Values of a structural choice; a given one stands beside what it is where it changes nothing."""
         if key == "recompute":
             return (self.fixed[key],) if key in self.fixed else self.policies
+        if key == "offload":
+            return (self.fixed.get(key, False),)
         return tuple(dict.fromkeys((CHOICES[key][0], self.fixed[key]))) if key in self.fixed else CHOICES[key]
 
     def _rows(self, structure: Layout, sizes: NDArray[np.float64], layers: int) -> NDArray[np.float64]:
@@ -175,7 +178,8 @@ def _name(layout: Layout) -> str:
     ring = ",ring=1" if layout.ring else ""
     experts = f",experts={layout.experts}" if layout.experts != CHOICES["experts"][0] else ""
     schedule = f",schedule={layout.schedule}" if layout.schedule != CHOICES["schedule"][0] else ""
-    return f"zero={layout.zero},sp={int(layout.sp)}{ring}{experts},recompute={layout.recompute}{schedule}"
+    offload = ",offload=1" if layout.offload else ""
+    return f"zero={layout.zero},sp={int(layout.sp)}{ring}{experts},recompute={layout.recompute}{schedule}{offload}"
 
 
 def _layouts(structure: Layout, rows: NDArray[np.float64]) -> Layout:
