@@ -62,6 +62,7 @@ class Layout:
     recompute:     none, selective (attention core) or full
     schedule:      of the pipeline: one of `SCHEDULES`
     cut:           of the layers into stages: one of `CUTS`
+    offload:       whether the optimizer state lies in the memory of the host
     """
 
     dp: Number = 1
@@ -80,6 +81,7 @@ class Layout:
     recompute: str = "full"
     schedule: str = SCHEDULES[0]
     cut: str = CUTS[0]
+    offload: bool = False
 
     @staticmethod
     def read_keys(notation: str) -> dict[str, Any]:
@@ -191,8 +193,9 @@ class Layout:
         experts = (f"experts={self.experts}",) if len(EXPERTS[self.experts]) > 1 else ()
         schedule = (f"schedule={self.schedule}",) if self.schedule != SCHEDULES[0] else ()
         cut = (f"cut={self.cut}",) if self.cut != CUTS[0] else ()
+        offload = ("offload=1",) if self.offload else ()
         choices = (f"zero={self.zero}", f"sp={int(self.sp)}", *ring, *experts, f"recompute={self.recompute}")
-        return ",".join((*numbers, *choices, *schedule, *cut))
+        return ",".join((*numbers, *choices, *schedule, *cut, *offload))
 
     def at(self, i: int) -> Layout:
         """The i-th layout of an array, of a grid in row-major order."""
@@ -205,7 +208,8 @@ class Layout:
 NUMBERS = ("dp", "fsdp", "ep", "tp", "cp", "pp", "vpp", "mb")
 """Keys of sizes, in the order in which a layout is written."""
 
-STRUCTURE = ("zero", "sp", "ring", "experts", "recompute", "schedule", "cut")
+STRUCTURE = ("zero", "sp", "ring", "experts", "recompute", "schedule", "cut", "offload")
+SWITCHES = ("sp", "ring", "offload")
 
 
 def _float(x: Number) -> Number:
@@ -277,8 +281,8 @@ def _value(key: str, text: str) -> Any:
     if not (text.isascii() and text.isdecimal()):
         raise LayoutError(f"layout: got {key}={text}, expected a whole number: write it as {key}=8, keys with commas")
     number = int(text)
-    low, high = {"zero": (0, 3), "sp": (0, 1), "ring": (0, 1)}.get(key, (1, None))
+    low, high = {"zero": (0, 3), **dict.fromkeys(SWITCHES, (0, 1))}.get(key, (1, None))
     if number < low or (high is not None and number > high):
         upper = f"{low} to {high}" if high is not None else f"at least {low}"
         raise LayoutError(f"layout: got {key}={number}, expected {upper}: change {key}")
-    return bool(number) if key in ("sp", "ring") else number
+    return bool(number) if key in SWITCHES else number

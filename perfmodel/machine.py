@@ -68,6 +68,7 @@ class Machine:
     matrix:        how the matrix engine cuts a matmul up
     elementwise:   results per second of the vector, scalar (transcendental) and gpsimd (index, random) engines [1/s]
     memory_bytes, memory_reserve_bytes: capacity, and the runtime's own share of it [B]
+    host_link:     bandwidth to the memory of the host in one direction, 0 where none is stated [B/s]
     descriptors:   share of the memory bandwidth by the size of rows that are fetched one by one
     efficiency:    reachable share of the tensor, vector and memory peaks, and of the tensor peak inside marked
                    attention kernels; 1 without calibration [1]
@@ -90,6 +91,7 @@ class Machine:
     memory_bytes: float
     memory_reserve_bytes: float
     memory_bandwidth: float
+    host_link: float
     descriptors: Curve
     efficiency: Mapping[str, float]
     overlap: Mapping[str, float]

@@ -115,6 +115,7 @@ def _machine(
         memory_bytes=read.si["chip.memory"] / ranks,
         memory_reserve_bytes=read.si["chip.memory_reserve"] / ranks,
         memory_bandwidth=read.si["chip.memory_bandwidth"] / ranks,
+        host_link=read.si.get("chip.host_link", 0.0) / ranks,
         descriptors=read.curves.get("chip.descriptors", ()),
         efficiency={name: fitted.si.get(f"efficiency.{name}", 1.0) for name in ENGINES},
         overlap=fitted.table("overlap"),

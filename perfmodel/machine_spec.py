@@ -34,6 +34,7 @@ class Chip(Strict):
     step_overhead, barrier: fixed cost of a step, and what is added for each doubling of its ranks
     ramp:        time that a burst of matrix work loses until the clock is up
     descriptors: share of the memory bandwidth that rows of [bytes] reach when each is fetched by itself
+    host_link:   bandwidth to the memory of the host, in one direction; without it, nothing can be kept there
     """
 
     ranks: Number[Whole]
@@ -42,6 +43,7 @@ class Chip(Strict):
     memory: Number[Positive]
     memory_reserve: Number[Amount]
     memory_bandwidth: Number[Positive]
+    host_link: Number[Positive] | None = None
     vector: Number[Positive]
     scalar: Number[Positive] | None = None
     gpsimd: Number[Positive] | None = None

@@ -6,7 +6,7 @@ exceeds; numbers, for one layout or a million, come last.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -120,14 +120,21 @@ def memory_use(
     reserve: float,
     schedule: str = SCHEDULES[0],
     cut: Cut | None = None,
+    elsewhere: Collection[str] = (),
 ) -> MemoryUse:
-    """Peak bytes per rank for given axis sizes, pipeline schedule and cut of the layers, by default an even one."""
+    """Peak bytes per rank for given axis sizes, pipeline schedule and cut of the layers, by default an even one,
+    without what is kept of roles `elsewhere`.
+    """
     microbatches = np.maximum(sizes[MICROBATCH], 1.0)
     first_keeps, second_keeps, last_keeps = in_flight(schedule, sizes["pp"], microbatches, sizes[VIRTUAL])
     keeps = {ONLY: 1.0, FIRST: first_keeps, MIDDLE: second_keeps, LAST: last_keeps}
     uses = {
-        view: {**_stage_use(plan.stages[view], parts, keeps[view], microbatches), "runtime": reserve}
-        for view, parts in _parts_of_stages(plan, Evaluator(sizes).sizes, cut).items()
+        view: {
+            **_stage_use(plan.stages[view], parts, keeps[view], microbatches),
+            **dict.fromkeys(elsewhere, 0.0),
+            "runtime": reserve,
+        }
+        for view, parts in parts_of_stages(plan, Evaluator(sizes).sizes, cut).items()
     }
     totals = {view: _total(parts.values()) for view, parts in uses.items()}
     pipelined, first = np.asarray(sizes["pp"]) > 1.0, totals[FIRST] >= totals[LAST]
@@ -144,7 +151,7 @@ def memory_use(
     return MemoryUse(total=fullest(totals), parts=Late(list(uses[ONLY]), part))
 
 
-def _parts_of_stages(plan: MemoryPlan, sizes: Mapping[str, Number], cut: Cut | None) -> dict[str, Parts]:
+def parts_of_stages(plan: MemoryPlan, sizes: Mapping[str, Number], cut: Cut | None) -> dict[str, Parts]:
     """What evaluates amounts on the stages of each view: a stage with half of the layers of an even cut has those of
     one in twice as many stages.
 

@@ -21,12 +21,13 @@ from perfmodel.layout import Layout, assignment
 from perfmodel.limits import warnings
 from perfmodel.machine import Machine
 from perfmodel.memory import MemoryPlan, MemoryUse, memory_use, plan_memory
+from perfmodel.offload import over_host_link
 from perfmodel.plan import Plan, analyse
 from perfmodel.price import Costs, KernelCost, price
 from perfmodel.rules import Constraint, constraints, violations
 from perfmodel.schedule import Pace, StepTime, cut_layers, step_time
 from perfmodel.shard import shard
-from perfmodel.work import Again, Identity
+from perfmodel.work import Again, Identity, Number
 
 ASSUMPTIONS = (
     "pipelines: every microbatch takes as long as on the slowest stage, and a bubble what it takes on the others",
@@ -35,6 +36,8 @@ ASSUMPTIONS = (
     "ZeRO shards over fsdp and ep only: dp and cp hold copies",
     "activations follow the layout's assignment (batch on dp, fsdp and ep, seq on cp and tp) between blocks",
 )
+
+OFFLOADED = "the host's memory holds the optimizer state; its update streams it over the host link, both ways at once"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,16 +96,22 @@ def predict(graph: Graph, layout: Layout, machine: Machine) -> Estimate:
     machine = part_for(machine, layout)
     structure = structure_of(graph, layout, machine.framework)
     sizes = layout.sizes(graph)
-    costs = price(structure.plan, sizes, machine)
-    pace = Pace.of(machine)
-    cut = cut_layers(costs, sizes, pace, structure.plan.layers, layout.cut)
-    time = step_time(costs, sizes, pace, layout.schedule, cut)
-    memory = memory_use(structure.memory, sizes, machine.memory_reserve_bytes, layout.schedule, cut)
+    costs, cut = priced(structure, layout, sizes, machine)
+    time = step_time(costs, sizes, Pace.of(machine), layout.schedule, cut)
+    elsewhere = ("optimizer",) if layout.offload else ()
+    memory = memory_use(structure.memory, sizes, machine.memory_reserve_bytes, layout.schedule, cut, elsewhere)
     broken = violations(graph, structure.constraints, layout, sizes, memory.total, machine, structure.plan.layers)
     estimate = _estimate(graph, layout, machine, costs, time, memory, broken, cut)
     if estimate.shape:
         return estimate
     return replace(estimate, warnings=warnings(structure.plan, sizes, machine))
+
+
+def priced(structure: Structure, layout: Layout, sizes: Mapping[str, Number], machine: Machine) -> tuple[Costs, Cut]:
+    """What a step costs, and how the stages of its pipeline share the layers."""
+    costs = price(structure.plan, sizes, machine)
+    cut = cut_layers(costs, sizes, Pace.of(machine), structure.plan.layers, layout.cut)
+    return over_host_link(costs, structure.memory, sizes, machine, cut) if layout.offload else costs, cut
 
 
 def part_for(machine: Machine, layout: Layout) -> Machine:
@@ -155,7 +164,7 @@ def _estimate(
         collectives=costs.collectives,
         cost_usd_per_hour=usd_per_hour,
         usd_per_million_tokens=usd_per_hour / 3600.0 * time.expected / tokens * 1e6,
-        assumptions=(*ASSUMPTIONS, *graph.notes, *machine.assumptions),
+        assumptions=(*ASSUMPTIONS, *(OFFLOADED,) * layout.offload, *graph.notes, *machine.assumptions),
         sources=machine.sources,
         counted="samples" if per_sequence is None else "tokens",
         interval=machine.framework.interval,

@@ -83,7 +83,7 @@ def violations(
     that the stages of a pipeline share.
     """
     misfit = misfits(graph, rules, layout, sizes, layers)
-    wrong = chain(_wrong_groups(layout, machine), _astride(layout, sizes, machine))
+    wrong = chain(_wrong_groups(layout, machine), _astride(layout, sizes, machine), _no_host(layout, machine))
     return {**misfit, **dict(wrong), OUT_OF_MEMORY: np.asarray(memory) > machine.memory_bytes}
 
 
@@ -193,6 +193,12 @@ def _astride(layout: Layout, sizes: Mapping[str, Number], machine: Machine) -> M
     for name, ranks in places(machine.tiers):
         uneven = reduce(np.logical_or, (_fractional(n / ranks) & _fractional(ranks / n) for n in joined))
         yield f"groups astride the {ranks} ranks of {name}", uneven & (np.asarray(layout.ranks) > ranks)
+
+
+def _no_host(layout: Layout, machine: Machine) -> Masks:
+    """State in the memory of the host, where it is not known how fast a chip reaches that."""
+    if layout.offload:
+        yield f"offload=1 without a chip.host_link in the file of {machine.name}", np.asarray(not machine.host_link)
 
 
 def _uneven(size: Number, parts: Number) -> Any:

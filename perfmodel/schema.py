@@ -52,6 +52,7 @@ DIMENSION = {
     "chip.memory": "size",
     "chip.memory_reserve": "size",
     "chip.memory_bandwidth": "bandwidth",
+    "chip.host_link": "bandwidth",
     "chip.vector": "rate of FLOPs",
     "chip.scalar": "rate of FLOPs",
     "chip.gpsimd": "rate of FLOPs",

@@ -14,9 +14,8 @@ from perfmodel.graph import Graph
 from perfmodel.layout import Layout
 from perfmodel.machine import Machine
 from perfmodel.pipeline import Task, lay_out, orders
-from perfmodel.predict import part_for, structure_of
-from perfmodel.price import price
-from perfmodel.schedule import Pace, cut_layers, seconds_behind, task_seconds
+from perfmodel.predict import part_for, priced, structure_of
+from perfmodel.schedule import Pace, seconds_behind, task_seconds
 
 MOST = 32
 """Microbatches that a picture shows."""
@@ -66,8 +65,7 @@ def timeline(graph: Graph, layout: Layout, machine: Machine, microbatches: int =
     machine = part_for(machine, layout)
     structure = structure_of(graph, layout, machine.framework)
     sizes, pace = layout.sizes(graph), Pace.of(machine)
-    costs = price(structure.plan, sizes, machine)
-    cut = cut_layers(costs, sizes, pace, structure.plan.layers, layout.cut)
+    costs, cut = priced(structure, layout, sizes, machine)
     pp, vpp, count = int(layout.pp), int(layout.vpp), max(int(layout.microbatches), 1)
     drawn = min(count, microbatches if vpp == 1 else pp * max(microbatches // pp, 1))
     layers = stage_layers(cut, pp)

@@ -39,6 +39,7 @@ def fake_machine(**changes: Any) -> Machine:
         memory_bytes=1e30,
         memory_reserve_bytes=0.0,
         memory_bandwidth=1.0,
+        host_link=0.0,
         descriptors=(),
         efficiency=dict.fromkeys(ENGINES, 1.0),
         overlap={},

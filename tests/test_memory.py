@@ -30,6 +30,7 @@ from perfmodel.layout import Layout, Rules, assignment
 from perfmodel.memory import MemoryPlan, Peak, Residents, memory_use, plan_memory
 from perfmodel.models import load_program, read_config
 from perfmodel.models.config import DecoderConfig, parse_config
+from perfmodel.models.precision import read_precision
 from perfmodel.models.training import train_program
 from perfmodel.plan import analyse
 from perfmodel.predict import predict
@@ -57,8 +58,9 @@ TINY = {
 def program(name: str, recompute: str = "full") -> Program:
     if name == "mlp":
         return mlp_program()
-    if name == "tiny":
-        return train_program(parse_config(TINY, "tiny"), seq_len=64, recompute=recompute)
+    if name.startswith("tiny"):
+        precision = read_precision(name.partition(" ")[2])
+        return train_program(parse_config(TINY, "tiny"), seq_len=64, recompute=recompute, precision=precision)
     return load_program(name, seq_len=256, recompute=recompute)
 
 
@@ -471,6 +473,8 @@ CASES: list[tuple[str, Layout]] = [
     ("mlp", Layout(dp=2, fsdp=2, cp=2, mb=2, zero=2, global_batch=16, recompute="none")),
     ("tiny", Layout(fsdp=8, zero=3, global_batch=16)),
     ("tiny", Layout(tp=8, zero=0, global_batch=16)),
+    ("tiny fp8", Layout(fsdp=8, zero=3, global_batch=16)),
+    ("tiny bf16,master=0,moments=int8", Layout(fsdp=8, zero=3, global_batch=16)),
 ]
 MESH = ("dp", "fsdp", "cp", "tp_kv", "tp_q")
 

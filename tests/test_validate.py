@@ -16,10 +16,11 @@ import pytest
 from perfmodel import Graph, ModelError, load_machine, predict, trace, validate
 from perfmodel.cli.main import main
 from perfmodel.models import read_config
+from perfmodel.models.precision import PRESETS
 from perfmodel.models.training import train_program
 from perfmodel.validate.case import Case, case_of
 from perfmodel.validate.execution import execution_of
-from perfmodel.validate.hardware import GIGABIT, eight_bit, machine_name, machine_of
+from perfmodel.validate.hardware import GIGABIT, machine_name, machine_of
 from perfmodel.validate.measured import CONVENTIONS, measured_seconds, step_flops
 from perfmodel.validate.program import config_of
 from perfmodel.validate.rows import Row, RowError, read_rows
@@ -116,9 +117,8 @@ LEFT_OUT: dict[str, tuple[dict[str, object], str]] = {
     "no preset": ({"like": "our-own"}, "like 'our-own', which is no preset"),
     "no machine": ({"hardware": "Abacus 3"}, "no machine file for Abacus 3"),
     "no such part of a torus": ({"hardware": "TPU v5p", "n_devices": 3, "dp": 3, "global_batch_seqs": 6}, "3 ranks of"),
-    "no 8-bit matmuls": ({"hardware": "NVIDIA A100 40GB", "precision": "fp8"}, "8-bit matmuls, which a100-40 has no"),
+    "no 8-bit matmuls": ({"hardware": "NVIDIA A100 40GB", "precision": "fp8"}, "matmuls in f8, which a100-40 has no"),
     "precision": ({"precision": "unary"}, "precision 'unary' is not known"),
-    "single precision": ({"precision": "FP32"}, "matmuls in fp32"),
     "policy": ({"recompute": "some"}, "recompute policy 'some' is not known"),
     "nothing measured": ({"step_time_s": None}, "no step time, nor tokens/s, TFLOP/s or MFU"),
     "uncounted FLOPs": ({"step_time_s": None, "tflops_per_device": 9}, "not how FLOPs were counted"),
@@ -168,15 +168,27 @@ def test_a_stated_network_takes_the_place_of_the_machines_own() -> None:
     assert slow.tiers[:-1] == own.tiers[:-1]
 
 
-def test_eight_bits_double_the_rate_of_matmuls_but_not_of_attention() -> None:
-    ideal = load_machine("h100", calibrated=False)
-    graph = trace(train_program(config_of(row(d_model=2048, d_ff=8192)), seq_len=2048, recompute="none"))
-    layout = execution_of(row(), 1).layout
-    whole, half = (predict(graph, layout, machine) for machine in (ideal, eight_bit(ideal)))
-    ratio = ideal.tensor_flops["f8"] / ideal.tensor_flops["bf16"]
-    assert float(half.engines["tensor"]) <= float(whole.engines["tensor"]) / ratio * (1 + 1e-9)
-    assert half.engines.get("attention") == pytest.approx(whole.engines.get("attention"))
-    assert float(half.step_time_s) < float(whole.step_time_s)
+@pytest.mark.parametrize(
+    ("text", "preset", "quoted"),
+    [
+        ("bf16", "bf16", "bf16"),
+        ("FP16/Matmult-BF16", "bf16", "bf16"),
+        ("", "bf16", "bf16"),
+        ("fp16", "fp16", "bf16"),
+        ("FP32", "fp32", "bf16"),
+        ("fp8 hybrid", "fp8", "f8"),
+        ("FP8-CS", "fp8", "f8"),
+        ("MXFP8", "mxfp8", "f8"),
+        ("FP8-MX", "mxfp8", "f8"),
+        ("FP8 sub-channel (1x128/128x128)", "fp8-block", "f8"),
+        ("int8 (AQT)", "fp8", "f8"),
+        ("NVFP4", "nvfp4", "f4"),
+    ],
+)
+def test_a_stated_precision_leads_to_a_program_and_to_the_peak_of_its_mfu(text: str, preset: str, quoted: str) -> None:
+    case = case_of(row(precision=text, hardware="NVIDIA B200"))
+    assert case.precision == PRESETS[preset]
+    assert case.peak == load_machine("b200").quoted_flops[quoted]
 
 
 # -- models and measurements --------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "recompute": POLICIES,
     "schedule": ("1f1b",),
     "cut": ("even",),
+    "offload": (False,),
 }
 """Values of structural choices that are tried where none is given, what changes nothing first."""
 
@@ -82,6 +83,8 @@ class Space:
         """Values of a structural choice; a given one stands beside what it is where it changes nothing."""
         if key == "recompute":
             return (self.fixed[key],) if key in self.fixed else self.policies
+        if key == "offload":
+            return (self.fixed.get(key, False),)
         return tuple(dict.fromkeys((CHOICES[key][0], self.fixed[key]))) if key in self.fixed else CHOICES[key]
 
     def _rows(self, structure: Layout, sizes: NDArray[np.float64], layers: int) -> NDArray[np.float64]:
@@ -176,7 +179,9 @@ def _name(layout: Layout) -> str:
     experts = f",experts={layout.experts}" if layout.experts != CHOICES["experts"][0] else ""
     schedule = f",schedule={layout.schedule}" if layout.schedule != CHOICES["schedule"][0] else ""
     cut = f",cut={layout.cut}" if layout.cut != CHOICES["cut"][0] else ""
-    return f"zero={layout.zero},sp={int(layout.sp)}{ring}{experts},recompute={layout.recompute}{schedule}{cut}"
+    offload = ",offload=1" if layout.offload else ""
+    choices = f"zero={layout.zero},sp={int(layout.sp)}{ring}{experts},recompute={layout.recompute}"
+    return f"{choices}{schedule}{cut}{offload}"
 
 
 def _layouts(structure: Layout, rows: NDArray[np.float64]) -> Layout:

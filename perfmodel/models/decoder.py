@@ -110,17 +110,12 @@ def clamped(gate: Array, up: Array) -> Array:
     return (up + 1) * gate * jax.nn.sigmoid(SHARPNESS * gate)
 
 
-QUERIES_KEYS_VALUES = {"query": "bsd,dkgh->bskgh", "key": "bsd,dkh->bskh", "value": "bsd,dkh->bskh"}
-MLP = {**dict.fromkeys(("up", "gate"), "bsd,df->bsf"), "down": "bsf,fd->bsd"}
-"""Equations of weights."""
-
-
 @jax.named_scope("attention")
 def attend(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> Array:
     """Attention sublayer: projections, positions, core, output; x [batch, seq, embed]."""
     q, k, v = projections(c, x, w, p)
     core = p.core(q, k, v, w["sinks"]) if c.sinks else p.core(q, k, v)
-    (out,) = p.linears(core, w, {"out": "bskgh,kghd->bsd"})
+    (out,) = p.linears(core, w, "out")
     return out + w["out_bias"] if c.out_bias else out
 
 
@@ -129,7 +124,7 @@ def projections(c: DecoderConfig, x: Array, w: Tree, p: Pieces) -> tuple[Array, 
     if c.latent is not None:
         q = latent.queries(c.latent, x, w, p.linears, p.normalise, p.rotate)
         return q, *latent.keys_and_values(c.latent, x, w, p.linears, p.normalise, p.rotate)
-    q, k, v = p.linears(x, w, QUERIES_KEYS_VALUES)
+    q, k, v = p.linears(x, w, "query", "key", "value")
     if c.qkv_bias:
         q, k, v = q + w["query_bias"], k + w["key_bias"], v + w["value_bias"]
     if c.qk_norm:
@@ -145,7 +140,7 @@ def feed_forward(c: DecoderConfig, x: Array, w: Tree, p: Pieces, prefix: str = "
     """MLP sublayer, gated or plain."""
 
     def project(x: Array, *names: str) -> list[Array]:
-        made = p.linears(x, w, {prefix + name: MLP[name] for name in names})
+        made = p.linears(x, w, *(prefix + name for name in names))
         return [out + w[f"{prefix}{name}_bias"] if c.mlp_bias else out for name, out in zip(names, made, strict=True)]
 
     up, *gate = project(x, "up", "gate") if c.gated else project(x, "up")

@@ -5,7 +5,7 @@ Heads are [rotary, plain] here, where DeepSeek writes [plain, rotary]: the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array
@@ -13,8 +13,8 @@ from jax import Array
 from perfmodel.models.architecture import Latent
 from perfmodel.models.weights import Tree
 
-Multiply = Callable[[Array, Tree, Mapping[str, str]], list[Array]]
-"""What weights make of a vector, each by its equation."""
+Multiply = Callable[..., list[Array]]
+"""What weights of a tree make of a vector, by their names."""
 Normalise = Callable[[Array, Tree, str], Array]
 Rotate = Callable[[Array, int], Array]
 
@@ -22,9 +22,9 @@ Rotate = Callable[[Array, int], Array]
 def queries(latent: Latent, x: Array, w: Tree, multiply: Multiply, normalise: Normalise, rotate: Rotate) -> Array:
     """Queries [batch, seq, kv_heads, q_per_kv, head_dim]."""
     if latent.query_rank is not None:
-        (narrow,) = multiply(x, w, {"query_down": "bsd,dn->bsn"})
+        (narrow,) = multiply(x, w, "query_down")
         x = normalise(narrow, w, "query_norm")
-    (up,) = multiply(x, w, {"query_up": "bsd,dkgh->bskgh"})
+    (up,) = multiply(x, w, "query_up")
     return rotate(up, latent.rotary)
 
 
@@ -34,9 +34,9 @@ def keys_and_values(
     """Keys [batch, seq, kv_heads, head_dim], whose rotary part all heads share, and values [batch, seq, kv_heads,
     value].
     """
-    down, positions = multiply(x, w, {"key_value_down": "bsd,dn->bsn", "key_rotary": "bsd,dt->bst"})
+    down, positions = multiply(x, w, "key_value_down", "key_rotary")
     narrow = normalise(down, w, "key_value_norm")
-    plain, values = multiply(narrow, w, {"key_up": "bsn,nkh->bskh", "value_up": "bsn,nkv->bskv"})
+    plain, values = multiply(narrow, w, "key_up", "value_up")
     turned = rotate(positions, latent.rotary)
     shared = jnp.broadcast_to(turned[:, :, None, :], (*plain.shape[:3], latent.rotary))
     return jnp.concatenate([shared, plain], axis=-1), values

@@ -1,7 +1,7 @@
 """The matmuls of a layer's weights: plain, or of narrow operands in all three directions.
 
 Of the narrow ones, an input is made narrow once for all weights that it meets, for the backward pass too, which is all
-that is kept of it; weights are made narrow where they are used, from what is stored.
+that is kept of it. Weights are made narrow once a step, before its microbatches.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ from jax import Array
 from perfmodel.models.experts import grouped, matmul
 from perfmodel.models.precision import Scaling
 from perfmodel.models.scaled import Equation, Narrow, cast, in_blocks, scaled_matmul
-from perfmodel.models.weights import Tree
-
-STORED = "dn"
-"""Letters of equations for the dims that layouts store in parts (`embed`): blocks would reach across the parts."""
+from perfmodel.models.weights import DENSE, ROUTED, Tree
 
 
 class Slot(NamedTuple):
-    """Of a tensor that is scaled by its past: its scale, and of all but weights where the largest magnitudes that it
-    now has are left, as the gradient of `seen` [batch].
+    """Of a tensor that is scaled by its past: its scale, and where the largest magnitudes that it now has are left, as
+    the gradient of `seen` [batch].
     """
 
     scale: Any
@@ -39,18 +36,18 @@ class Linears:
 
     scaling: Scaling | None = None
 
-    def __call__(self, x: Array, w: Tree, equations: Mapping[str, str], counts: Array | None = None) -> list[Array]:
-        """What weights, by name, make of `x`, each by its equation.
+    def __call__(self, x: Array, w: Tree, *names: str) -> list[Array]:
+        """What weights, by name, make of `x`."""
+        return self._multiplied(x, w, names, DENSE)
 
-        counts [batch, experts]: of rows `berk`, as in `perfmodel.models.scaled`.
-        """
-        weights = [w[name] for name in equations]
+    def _multiplied(
+        self, x: Array, w: Tree, names: Sequence[str], equations: Mapping[str, str], counts: Array | None = None
+    ) -> list[Array]:
+        texts, weights = tuple(equations[name] for name in names), [w[name] for name in names]
         if self.scaling is None:
-            made = [jnp.einsum(text, x, weight) for text, weight in zip(equations.values(), weights, strict=True)]
-        else:
-            slots = slots_of(w.get(SLOTS, {}), tuple(equations))
-            made = _scaled(self.scaling, tuple(equations.values()), x, weights, slots, counts)
-        return made
+            return [jnp.einsum(text, x, weight) for text, weight in zip(texts, weights, strict=True)]
+        slots = [w[SLOTS][name] for name in slot_names(names)] if SLOTS in w else []
+        return _scaled(self.scaling, texts, x, weights, [w[NARROW][name] for name in names], slots, counts)
 
     def grouped(self, rows: Array, counts: Array, w: Tree, names: Sequence[str]) -> list[Array]:
         """What experts' weights, by name, make of their rows, with their biases.
@@ -61,7 +58,7 @@ class Linears:
             return [matmul(rows, counts, w[name], w.get(f"{name}_bias")) for name in names]
         ragged = rows.ndim == 3
         parts = rows.reshape(rows.shape[0], counts.shape[1], -1, rows.shape[-1])
-        made = self(parts, w, {name: EXPERTS[name] for name in names}, counts if ragged else None)
+        made = self._multiplied(parts, w, names, ROUTED, counts if ragged else None)
         flat = [out.reshape(*rows.shape[:-1], -1) for out in made]
         return [self._biased(out, counts, w.get(f"{name}_bias")) for name, out in zip(names, flat, strict=True)]
 
@@ -74,62 +71,88 @@ class Linears:
         return out + grouped(jnp.ones((*out.shape[:2], 1), out.dtype), bias[:, None, :], counts)
 
 
-EXPERTS = {**dict.fromkeys(("gate", "up"), "berd,edf->berf"), "down": "berf,efd->berd"}
-"""Equations of the experts' weights, of rows expert by expert."""
-
-SLOTS = "slots"
-"""What a layer's tree calls its slots."""
+SLOTS, NARROW = "slots", "narrow"
+"""What a layer's tree calls its slots, and the narrow copies of its weights."""
 
 
-def slot_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the slots of weights that meet one input: of the input, of each, and of the gradient behind each."""
-    return (f"{names[0]}_input", *names, *(f"{name}_gradient" for name in names))
+def slot_names(names: Sequence[str]) -> list[str]:
+    """Names of the slots of weights that meet one input: of the input, and of the gradient behind each."""
+    return [f"{names[0]}_input", *(f"{name}_gradient" for name in names)]
 
 
-def slots_of(slots: Tree, names: tuple[str, ...]) -> list[Slot]:
-    """The slots of some weights, none where blocks need no past."""
-    return [slots[name] for name in slot_names(names)] if slots else []
+class Copies(NamedTuple):
+    """A weight made narrow for the forward pass, and for the gradient of the input."""
+
+    forth: Narrow
+    back: Narrow
+
+
+def narrow_copies(scaling: Scaling, text: str, weights: Array, scales: Array | None) -> Copies:
+    """The weights of equal layers [layer, ...], whose equation is `text`, made narrow."""
+    equation = Equation.of(text)
+    if not scaling.block:
+        assert scales is not None
+        narrow = cast(weights, scales.reshape(-1, *[1] * (weights.ndim - 1)), scaling.forward)[0]
+        return Copies(*[Narrow(narrow.values, 1.0 / scales, "")] * 2)
+    ways = equation, equation.to_left
+    cuts = [next(letter for letter in reversed(way.contracted) if letter in way.right) for way in ways]
+    cuts = ["".join(cuts)] if scaling.square else cuts
+    made = in_blocks(weights, LAYER + equation.right, cuts, scaling, scaling.forward)
+    return Copies(made[0], made[-1])
+
+
+LAYER = "l"
+"""Letter of the dim that stacks layers."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _scaled(
-    scaling: Scaling, texts: tuple[str, ...], x: Array, weights: list[Array], slots: list[Slot], counts: Array | None
+    scaling: Scaling,
+    texts: tuple[str, ...],
+    x: Array,
+    weights: list[Array],
+    copies: list[Copies],
+    slots: list[Slot],
+    counts: Array | None,
 ) -> list[Array]:
-    return _forward(scaling, texts, x, weights, slots, counts)[0]
+    """Products of `x` with narrow copies of weights, whose own gradients these get."""
+    return _forward(scaling, texts, x, weights, copies, slots, counts)[0]
 
 
 def _forward(
-    scaling: Scaling, texts: tuple[str, ...], x: Array, weights: list[Array], slots: list[Slot], counts: Array | None
+    scaling: Scaling,
+    texts: tuple[str, ...],
+    x: Array,
+    weights: list[Array],
+    copies: list[Copies],
+    slots: list[Slot],
+    counts: Array | None,
 ) -> tuple[list[Array], Any]:
     first = Equation.of(texts[0])
-    (forth, back), seen = _narrow(
-        scaling, x, first.left, (first.contracted[-1], first.to_right.contracted[-1]), scaling.forward, slots[:1]
-    )
-    own = _weights(scaling, texts, weights, slots[1:], to="out")
+    cuts = first.contracted[-1], first.to_right.contracted[-1]
+    (forth, back), seen = _narrow(scaling, x, first.left, cuts, scaling.forward, slots[:1])
     made = [
-        scaled_matmul(Equation.of(text), forth, weight, x.dtype, scaling.block, counts)
-        for text, weight in zip(texts, own, strict=True)
+        scaled_matmul(Equation.of(text), forth, copy.forth, x.dtype, scaling.block, counts)
+        for text, copy in zip(texts, copies, strict=True)
     ]
-    return made, (back, seen, weights, slots, counts)
+    return made, (back, seen, copies, slots, counts)
 
 
 def _backward(scaling: Scaling, texts: tuple[str, ...], saved: Any, gradients: list[Array]) -> tuple[Any, ...]:
-    back, seen, weights, slots, counts = saved
-    own = _weights(scaling, texts, weights, slots[1:], to="left")
+    back, seen, copies, slots, counts = saved
     to_input: list[Array] = []
     to_weights: list[Array] = []
     noted = [seen]
     for i, (text, gradient) in enumerate(zip(texts, gradients, strict=True)):
-        equation = Equation.of(text)
-        ways = equation.to_left, equation.to_right
+        ways = Equation.of(text).to_left, Equation.of(text).to_right
         cuts = ways[0].contracted[-1], ways[1].contracted[-1]
-        (forth, beside), seen = _narrow(
-            scaling, gradient, equation.out, cuts, scaling.backward, slots[1 + len(texts) + i :][:1]
-        )
-        to_input.append(scaled_matmul(ways[0], forth, own[i], gradient.dtype, scaling.block, counts))
-        to_weights.append(scaled_matmul(ways[1], back, beside, weights[i].dtype, scaling.block, counts))
+        own = slots[1 + i : 2 + i]
+        (forth, beside), seen = _narrow(scaling, gradient, ways[0].left, cuts, scaling.backward, own)
+        to_input.append(scaled_matmul(ways[0], forth, copies[i].back, gradient.dtype, scaling.block, counts))
+        to_weights.append(scaled_matmul(ways[1], back, beside, gradient.dtype, scaling.block, counts))
         noted.append(seen)
-    return sum(to_input[1:], to_input[0]), to_weights, _noted(slots, noted), None
+    seen_now = [Slot(None, each) for each in noted] if slots else []
+    return sum(to_input[1:], to_input[0]), to_weights, None, seen_now, None
 
 
 _scaled.defvjp(_forward, _backward)
@@ -140,31 +163,6 @@ def _narrow(
 ) -> tuple[list[Narrow], Array | None]:
     """An activation, or its gradient, for the two matmuls that read it, and the largest magnitudes in it."""
     if scaling.block:
-        return in_blocks(x, letters, cuts, scaling, dtype, ""), None
+        return in_blocks(x, letters, cuts, scaling, dtype), None
     values, seen = cast(x, slot[0].scale, dtype)
     return [values, values], seen
-
-
-def _weights(
-    scaling: Scaling, texts: tuple[str, ...], weights: list[Array], slots: list[Slot], to: str
-) -> list[Narrow]:
-    """Weights for the forward pass, or for the gradient of the input."""
-    made = []
-    for i, (text, weight) in enumerate(zip(texts, weights, strict=True)):
-        equation = Equation.of(text)
-        if not scaling.block:
-            made.append(cast(weight, slots[i].scale, scaling.forward)[0])
-            continue
-        ways = (equation, equation.to_left)
-        cuts = [next(letter for letter in reversed(way.contracted) if letter in way.right) for way in ways]
-        cut = "".join(cuts) if scaling.square else cuts[to == "left"]
-        made += in_blocks(weight, equation.right, [cut], scaling, scaling.forward, STORED)
-    return made
-
-
-def _noted(slots: list[Slot], noted: list[Array | None]) -> list[Slot]:
-    """Gradients of slots: what was seen of the input and of the gradients; weights are looked at when they change."""
-    if not slots:
-        return []
-    found = [noted[0], *[None] * (len(noted) - 1), *noted[1:]]
-    return [Slot(None, seen) for seen in found]

@@ -85,14 +85,13 @@ def cast(x: Array, scale: Array, dtype: str) -> tuple[Narrow, Array]:
     return Narrow(values, 1.0 / scale, ""), jnp.max(jnp.abs(wide), axis=tuple(range(1, x.ndim)))
 
 
-def in_blocks(x: Array, letters: str, cuts: Iterable[str], scaling: Scaling, dtype: str, whole: str) -> list[Narrow]:
+def in_blocks(x: Array, letters: str, cuts: Iterable[str], scaling: Scaling, dtype: str) -> list[Narrow]:
     """Narrow copies of `x`, one for each of `cuts`, the letters that are cut into blocks; each block is scaled by its
-    largest element. Letters in `whole` cannot be spread over ranks: blocks would reach across.
+    largest element.
     """
     cuts = list(cuts)
     sides = ", ".join(f"{_spaced(letters)}, {_spaced(letters, cut)}" for cut in cuts)
-    held = " ".join(letter for letter in letters if letter in whole)
-    rule = f"{_spaced(letters)} -> {sides}; whole: {held}; {_tied(''.join(cuts))}"
+    rule = f"{_spaced(letters)} -> {sides}; {_tied(''.join(cuts))}"
     made = _quantise(
         x,
         rule=rule,

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from perfmodel.models.architecture import DecoderConfig
-from perfmodel.models.linear import SLOTS, Slot, slot_names
+from perfmodel.models.linear import NARROW, SLOTS, Slot, narrow_copies, slot_names
 from perfmodel.models.precision import Precision
 from perfmodel.models.scaled import largest_of
-from perfmodel.models.weights import Tree, linears_of, loops_of
+from perfmodel.models.weights import Tree, equations_of, linears_of, loops_of
 
 HISTORY = 1024
 """Steps that are remembered (Transformer Engine: `DelayedScaling.amax_history_len`)."""
@@ -31,7 +31,7 @@ def history_of(config: DecoderConfig, precision: Precision) -> Tree:
         stack.name: {
             name: ((stack.count, HISTORY), (stack.dim, None))
             for group in linears_of(config, stack)
-            for name in slot_names(group)
+            for name in (*group, *slot_names(group))
         }
         for stack in stacks
     }
@@ -66,13 +66,34 @@ def unseen_of(scales: Tree, batch: int) -> Tree:
     }
 
 
-def with_slots(weights: Tree, scales: Tree, seen: Tree) -> Tree:
-    """Weights with the slots of each stack of layers."""
-    slots = {
-        stack: {SLOTS: {name: Slot(scale, seen[stack].get(name)) for name, scale in tensors.items()}}
-        for stack, tensors in scales.items()
+def narrow_weights(config: DecoderConfig, weights: Tree, scales: Tree, precision: Precision) -> Tree:
+    """Narrow copies of the weights of linears, by stack of layers; none where these are as wide as the others."""
+    scaling = precision.scaling
+    if scaling is None:
+        return {}
+    return {
+        stack.name: {
+            name: narrow_copies(
+                scaling, equations_of(stack)[name], weights[stack.name][name], scales.get(stack.name, {}).get(name)
+            )
+            for group in linears_of(config, stack)
+            for name in group
+        }
+        for loop in loops_of(config)
+        for stack in loop
     }
-    return {**weights, **{stack: {**weights[stack], **own} for stack, own in slots.items()}}
+
+
+def with_copies(weights: Tree, copies: Tree, scales: Tree, seen: Tree) -> Tree:
+    """Weights with their narrow copies, and the slots of what meets them, in the tree of each stack of layers."""
+    slots = {
+        stack: {SLOTS: {name: Slot(scales[stack][name], noted) for name, noted in tensors.items()}}
+        for stack, tensors in seen.items()
+    }
+    return {
+        **weights,
+        **{stack: {**weights[stack], NARROW: own, **slots.get(stack, {})} for stack, own in copies.items()},
+    }
 
 
 def next_history(history: Tree, parameters: Tree, seen: Tree) -> Tree:

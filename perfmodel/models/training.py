@@ -15,7 +15,7 @@ from perfmodel.models.architecture import DecoderConfig
 from perfmodel.models.decoder import loss
 from perfmodel.models.optimizer import adam, state_of
 from perfmodel.models.precision import DEFAULT, DTYPES, Precision
-from perfmodel.models.scales import history_of, next_history, scales_of, unseen_of, with_slots
+from perfmodel.models.scales import history_of, narrow_weights, next_history, scales_of, unseen_of, with_copies
 from perfmodel.models.weights import Tree, is_entry, layout_of
 from perfmodel.trace.program import Argument, Program
 
@@ -116,9 +116,10 @@ def accumulate(
     (as in `perfmodel.models.scales`) scale, by sequence.
     """
     dtype, scales = DTYPES[precision.grads], scales or {}
+    copies = narrow_weights(config, parameters, scales, precision)
 
     def value(weights: Tree, seen: Tree, data: tuple[Array, Array]) -> Array:
-        found = loss(config, with_slots(weights, scales, seen), *data, recompute, precision.scaling)
+        found = loss(config, with_copies(weights, copies, scales, seen), *data, recompute, precision.scaling)
         return found * loss_scale if precision.compute == "fp16" else found
 
     def microbatch(total: tuple[Tree, Tree], data: tuple[Array, Array]) -> tuple[tuple[Tree, Tree], Array]:
@@ -131,6 +132,6 @@ def accumulate(
     zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, dtype), parameters)
     (total, seen), losses = lax.scan(microbatch, (zeros, unseen_of(scales, tokens.shape[1])), (tokens, targets))
     if precision.reduce != precision.grads:
-        total = jax.tree.map(lambda g: g.astype(DTYPES[precision.reduce]).astype(dtype), total)
+        total = jax.tree.map(lambda g: g.astype(DTYPES[precision.reduce]), total)
     count = tokens.shape[0]
     return jax.tree.map(lambda g: g / count, total), jnp.mean(losses), seen

@@ -20,6 +20,22 @@ STACKED = ("layers", "dense_layers")
 """Names of dims along which layers lie."""
 
 
+DENSE = {
+    "query": "bsd,dkgh->bskgh",
+    **dict.fromkeys(("key", "value"), "bsd,dkh->bskh"),
+    "query_down": "bsd,dn->bsn",
+    "query_up": "bsd,dkgh->bskgh",
+    "key_value_down": "bsd,dn->bsn",
+    "key_rotary": "bsd,dt->bst",
+    **dict.fromkeys(("key_up", "value_up"), "bsn,nkh->bskh"),
+    "out": "bskgh,kghd->bsd",
+    **dict.fromkeys(("up", "gate", "shared_up", "shared_gate"), "bsd,df->bsf"),
+    **dict.fromkeys(("down", "shared_down"), "bsf,fd->bsd"),
+}
+ROUTED = {**dict.fromkeys(("up", "gate"), "berd,edf->berf"), "down": "berf,efd->berd"}
+"""What a layer's linears do with their weights, as einsum has it; and experts with theirs, of rows expert by expert."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stack:
     """Equal layers: the name of their weights and of the dim that stacks them, how many, and what they are."""
@@ -73,6 +89,11 @@ def linears_of(c: DecoderConfig, stack: Stack) -> list[tuple[str, ...]]:
         return [*groups, ("out",), inner, ("down",)]
     shared = [tuple(f"shared_{name}" for name in inner), ("shared_down",)] if c.experts.shared else []
     return [*groups, ("out",), inner[::-1], ("down",), *shared]
+
+
+def equations_of(stack: Stack) -> dict[str, str]:
+    """Equations of the linears of a layer, by weight."""
+    return {**DENSE, **ROUTED} if stack.routed else DENSE
 
 
 def is_entry(node: Any) -> bool:

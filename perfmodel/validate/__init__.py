@@ -192,12 +192,14 @@ def _graph(case: Case) -> Graph:
     from perfmodel.models.training import train_program  # JAX, which reading a table does not need
     from perfmodel.trace import trace
 
-    return trace(train_program(case.config, seq_len=case.seq_len, recompute=case.layout.recompute))
+    return trace(
+        train_program(case.config, seq_len=case.seq_len, recompute=case.layout.recompute, precision=case.precision)
+    )
 
 
 def _prediction(case: Case, graph: Graph, *, runs: bool) -> Prediction:
     estimate = predict(graph, case.layout, case.machine)
-    at_peak = float(estimate.mfu * estimate.step_time_s)
+    at_peak = float(estimate.mfu * estimate.step_time_s) * case.machine.quoted_flops["bf16"] / case.peak
     if at_peak > case.seconds:
         raise RowError(f"contradicts itself: {at_peak / case.seconds:.3g} times the peak of {case.machine.name}")
     ideal = predict(graph, case.layout, case.ideal)

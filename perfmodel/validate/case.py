@@ -10,8 +10,9 @@ from perfmodel.errors import MachineError
 from perfmodel.layout import Layout
 from perfmodel.machine import Machine
 from perfmodel.models import DecoderConfig
+from perfmodel.models.precision import PRESETS, Precision
 from perfmodel.validate.execution import execution_of
-from perfmodel.validate.hardware import machine_of, precision_of
+from perfmodel.validate.hardware import kind_of, machine_of, quoted_peak
 from perfmodel.validate.measured import measured_seconds
 from perfmodel.validate.program import config_of
 from perfmodel.validate.rows import Row, RowError, check_kind
@@ -22,6 +23,7 @@ class Case:
     """A run that can be predicted.
 
     ideal:   the machine with every efficiency at 1
+    peak:    of a rank, that MFU is quoted against [FLOP/s]
     differs: in words, what the prediction has otherwise than the run, as far as the row tells
     seconds: of a step, measured
     """
@@ -29,22 +31,24 @@ class Case:
     row: Row
     config: DecoderConfig
     seq_len: int
+    precision: Precision
     layout: Layout
     machine: Machine
     ideal: Machine
+    peak: float
     differs: tuple[str, ...]
     seconds: float
 
     @property
     def program(self) -> Hashable:
         """Equal for runs of one traced program."""
-        return self.config, self.seq_len, self.layout.recompute
+        return self.config, self.seq_len, self.precision, self.layout.recompute
 
     @property
     def kind(self) -> str:
         """Class of the model, with the precision of its matmuls."""
-        precision = precision_of(self.row) or "bf16"
-        return f"{'dense' if self.config.experts is None else 'MoE'} {'16-bit' if precision == 'bf16' else precision}"
+        peak = kind_of(self.row).peak
+        return f"{'dense' if self.config.experts is None else 'MoE'} {'16-bit' if peak == 'bf16' else peak}"
 
     @property
     def problem(self) -> Hashable:
@@ -57,22 +61,24 @@ class Case:
 def case_of(row: Row) -> Case:
     """What a row asks for; raises RowError where it does not tell or contradicts itself."""
     check_kind(row)
-    machine, at_precision = machine_of(row)
-    ideal, _ = machine_of(row, calibrated=False)
+    machine, of_machine = machine_of(row)
+    ideal, kind = machine_of(row, calibrated=False)[0], kind_of(row)
     config = config_of(row)
     execution = execution_of(row, machine.ranks_per_chip)
     ranks = int(execution.layout.ranks)
     _check_slice(machine, ranks)
-    devices = row.need("n_devices")
+    devices, peak = row.need("n_devices"), quoted_peak(machine, kind)
     return Case(
         row=row,
         config=config,
         seq_len=row.need("seq_len"),
+        precision=PRESETS[kind.preset],
         layout=execution.layout,
         machine=machine,
         ideal=ideal,
-        differs=(*filter(None, row.text("flags").split("; ")), *at_precision, *execution.differs),
-        seconds=measured_seconds(row, config, machine.quoted_flops["bf16"] * ranks / devices),
+        peak=peak,
+        differs=(*filter(None, (*row.text("flags").split("; "), *of_machine, kind.differs)), *execution.differs),
+        seconds=measured_seconds(row, config, peak * ranks / devices),
     )
 
 

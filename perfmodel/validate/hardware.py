@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 from perfmodel.catalog import machine_names
@@ -34,14 +34,32 @@ MACHINES = (
 )
 """Names that sources give to hardware, as regular expressions -> machine; the first that fits counts."""
 
-PRECISIONS = (
-    (r"fp4", "f4"),
-    (r"fp8|f8", "f8"),
-    (r"int8", "int8"),
-    (r"bf16|fp16|f16|16-bit|amp", "bf16"),
-    (r"fp32|f32", "f32"),
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Precision of a run: the preset of `perfmodel.models.precision` that is nearest to it, the type of the peak that
+    MFU is quoted against, and in words what differs.
+    """
+
+    preset: str
+    peak: str
+    differs: str = ""
+
+
+KINDS = (
+    (r"fp4", Kind("nvfp4", "f4")),
+    (r"mx", Kind("mxfp8", "f8")),
+    (r"sub-channel|block", Kind("fp8-block", "f8")),
+    (r"(fp8|f8).*-cs", Kind("fp8", "f8", "current scaling predicted as delayed scaling")),
+    (r"fp8|f8", Kind("fp8", "f8")),
+    (r"int8", Kind("fp8", "int8", "int8 matmuls predicted as fp8 ones")),
+    (r"bf16|16-bit|amp", Kind("bf16", "bf16")),
+    (r"fp16|f16", Kind("fp16", "bf16")),
+    (r"fp32|f32", Kind("fp32", "f32")),
 )
-"""What runs call the precision of their matmuls, as regular expressions -> precision; the first that fits counts."""
+"""What runs call the precision of their matmuls, as regular expressions -> its kind; the first that fits counts."""
+
+NOT_STATED = Kind("bf16", "bf16", "precision not stated, predicted in bf16")
 
 GIGABIT = UNITS["Gbit/s"]
 
@@ -59,14 +77,14 @@ def machine_name(row: Row) -> str:
     raise RowError(f"no machine file for {text}")
 
 
-def precision_of(row: Row) -> str | None:
-    """bf16 for all 16-bit types, f8, int8, f4, f32; None where it is not stated."""
+def kind_of(row: Row) -> Kind:
+    """The precision that a row states; raises RowError for one that is not known."""
     text = row.text("precision").lower()
     if not text:
-        return None
-    for pattern, name in PRECISIONS:
+        return NOT_STATED
+    for pattern, kind in KINDS:
         if re.search(pattern, text):
-            return name
+            return kind
     raise RowError(f"precision {text!r} is not known")
 
 
@@ -78,7 +96,7 @@ def framework_name(row: Row, machine: Machine) -> str:
 
 
 def machine_of(row: Row, *, calibrated: bool = True) -> tuple[Machine, list[str]]:
-    """The machine of a row, with the network and at the precision that it states, and what is different there."""
+    """The machine of a row, with the network that it states, and what is different there."""
     name, differs = machine_name(row), []
     machine = _loaded(name, calibrated)
     if calibrated:
@@ -87,18 +105,18 @@ def machine_of(row: Row, *, calibrated: bool = True) -> tuple[Machine, list[str]
             differs.append(f"{row.text('framework') or 'no framework'} predicted as run by {machine.framework.name}")
     if (gbps := row.number("network_gbps")) is not None:
         machine = with_network(machine, gbps * GIGABIT)
-    precision = precision_of(row)
-    if precision is None:
-        differs.append("precision not stated, predicted in bf16")
-    elif precision == "f32":
-        raise RowError("matmuls in fp32, and the reference models compute in bf16")
-    elif precision != "bf16":
-        machine = eight_bit(machine)
-        differs.append(f"{precision} matmuls predicted as bf16 ones at the f8 rate" if precision != "f8" else F8)
     return machine, differs
 
 
-F8 = "fp8 predicted as bf16 at the f8 matmul rate"
+def quoted_peak(machine: Machine, kind: Kind) -> float:
+    """FLOP/s of a rank that MFU is quoted against: that of bf16 where a type has none of its own.
+
+    Raises RowError where the machine has no matmuls of the kind.
+    """
+    name = "f8" if kind.peak == "int8" else kind.peak
+    if name not in machine.tensor_flops:
+        raise RowError(f"matmuls in {name}, which {machine.name} has no rate for")
+    return machine.quoted_flops.get(name, machine.quoted_flops["bf16"])
 
 
 @cache
@@ -120,22 +138,3 @@ def with_network(machine: Machine, bandwidth: float) -> Machine:
     if last.extents != (0,) or not inner:
         return machine
     return replace(machine, tiers=(*inner, replace(last, bandwidth=(bandwidth,))))
-
-
-def eight_bit(machine: Machine) -> Machine:
-    """The machine with its 8-bit matmuls in the place of 16-bit ones; attention stays in 16 bits.
-
-    Raises RowError where it has none.
-    """
-    peaks, quoted, matrix = machine.tensor_flops, machine.quoted_flops, machine.matrix
-    if "f8" not in peaks:
-        raise RowError(f"8-bit matmuls, which {machine.name} has no rate for")
-    attention = machine.efficiency["attention"] * peaks["bf16"] / peaks["f8"]
-    share = matrix.shares.get("f8", machine.efficiency["tensor"])
-    return replace(
-        machine,
-        tensor_flops={**peaks, "bf16": peaks["f8"]},
-        quoted_flops={**quoted, "bf16": quoted.get("f8", peaks["f8"])},
-        efficiency={**machine.efficiency, "attention": attention},
-        matrix=replace(matrix, shares={**matrix.shares, "bf16": share}),
-    )
