@@ -68,7 +68,7 @@ def kernel_of(
     by_element: Callable[[Op], bool],
 ) -> Kernel:
     """The kernel that runs `ops`: its `own` by position in the region, the others repeated from other kernels. The
-    results `needed` are read elsewhere; `by_element` tells of an op whether it goes through its operands element by element.
+    results `needed` are read elsewhere; `by_element` tells whether an op may read operands element by element.
     """
     flops: dict[tuple[str, str], list[Term]] = {}
     for local in ops:
