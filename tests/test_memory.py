@@ -329,11 +329,16 @@ def test_the_backward_pass_leaves_bf16_gradients_of_all_layers_beside_their_sum(
 
 
 def test_fsdp_gathers_one_layer_at_a_time() -> None:
-    """What FSDP needs beyond its shards: one layer's weights, not all of them."""
-    c = read_config("llama3.2-1b")
+    """What FSDP needs beyond its shards: one layer's weights, not all of them; the table is made small."""
+    c = replace(read_config("llama3.2-1b"), vocab=512)
     layer = 2 * c.embed * c.head_dim * (c.heads + c.kv_heads) + 3 * c.embed * c.mlp
-    sizes = {zero: parts("llama3.2-1b", Layout(fsdp=64, zero=zero, global_batch=64)) for zero in (2, 3)}
-    assert sizes[3]["working set"] - sizes[2]["working set"] < 2 * BF16 * layer
+    traced = trace(train_program(c, seq_len=256))
+    working = {}
+    for zero in (2, 3):
+        layout = Layout(fsdp=64, zero=zero, global_batch=64)
+        use = memory_use(plan_memory(shard(traced, layout.assignment)), layout.sizes(traced), 0.0)
+        working[zero] = float(use.parts["working set"])
+    assert BF16 * layer / 2 < working[3] - working[2] < 2 * BF16 * layer
     assert c.layers * layer * BF16 > 4 * 2 * BF16 * layer
 
 
@@ -414,11 +419,10 @@ def test_what_is_computed_again_keeps_its_operands_alive() -> None:
 def test_an_elementwise_result_takes_the_place_of_an_operand_that_nobody_needs_any_more(fn: Any, size: float) -> None:
     """As XLA's buffer assignment has it: as large, and every element read for the one that takes its place only."""
 
-    def step(x: Any, v: Any, w: Any) -> Any:
-        return fn(x @ v, x @ w)
+    def step(x: Any) -> Any:
+        return fn(jnp.sort(x, axis=0), jnp.sort(x, axis=1))
 
-    square = matrix(COLUMNS, COLUMNS)
-    assert working(nameless(step, matrix(), square, square)) == size
+    assert working(nameless(step, matrix())) == size
 
 
 @pytest.mark.parametrize(("buffer", "size"), [("zeros", T), ("donated", 0)])
@@ -451,15 +455,16 @@ def step(checkpoint: bool) -> Any:
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("vocab", [512, 4096])
 def test_the_peak_of_a_training_step_is_about_that_of_xlas_buffers(checkpoint: bool, vocab: int) -> None:
-    """XLA's CPU backend clears the stacks of gradients first of all, and it aligns, pads and copies arguments."""
+    """XLA's CPU backend clears the stacks of gradients first of all, and works on no result of a matmul before it is
+    written; it aligns, pads and copies arguments.
+    """
     layers = {"up": spec(8, 256, 1024, dtype=jnp.float32), "down": spec(8, 1024, 256, dtype=jnp.float32)}
     weights = {"layers": layers, "head": spec(256, vocab, dtype=jnp.float32)}
     arguments = weights, spec(2048, 256, dtype=jnp.float32), spec(2048, dtype=jnp.int32)
     traced = nameless(step(checkpoint), *arguments, donated=("x0",))
     analysis = jax.jit(step(checkpoint), donate_argnums=0).lower(*arguments).compile().memory_analysis()
     assert analysis is not None
-    stacks = 2 * F32 * 8 * 256 * 1024
-    assert working(traced) + stacks == pytest.approx(analysis.temp_size_in_bytes, rel=0.05)
+    assert working(traced) == pytest.approx(analysis.temp_size_in_bytes, rel=0.15)
 
 
 # -- what XLA allocates -------------------------------------------------------------------------------------------

@@ -64,13 +64,13 @@ def test_what_is_drawn_takes_as_long_as_the_step_or_less(name: str, layout: Layo
 @pytest.mark.parametrize("pp", [2, 3])
 @pytest.mark.parametrize("choice", [{}, {"schedule": "gpipe"}, {"schedule": "zb-h1"}, {"vpp": 2}], ids=str)
 def test_stages_that_are_alike_take_what_the_step_takes(choice: dict[str, Any], pp: int) -> None:
-    """Of a program without embedding, whose head is a mean: stages differ by 2 in a thousand."""
+    """Of a program without embedding, whose head is a mean: stages differ by 3 in a thousand."""
     layout = Layout(pp=pp, global_batch=12, recompute="none", **choice)
     found, estimate = (each(mlp_graph(), layout, fake_machine()) for each in (timeline, predict))
     assert isinstance(found, Timeline)
     assert isinstance(estimate, Estimate)
     shares = [found.busy(stage) for stage in range(pp)]
-    assert max(shares) - min(shares) < 2e-3
+    assert max(shares) - min(shares) < 3e-3
     assert found.end + found.behind == pytest.approx(float(estimate.step_time_s), rel=1e-5)
 
 
