@@ -174,19 +174,25 @@ class _Sharder:
         return self.copies.define(loop.parameters[k], self.copies.table[operand].state, free=free)
 
     def accumulators(self, loop: Loop, operands: Sequence[int]) -> dict[int, State]:
-        """States of what a loop adds up from zero: what one trial trip leaves in them, with gradients at rest where
-        they are kept.
+        """States of what a loop adds up from zero, or fills: what one trial trip leaves in them, with gradients at rest
+        where they are kept.
         """
         slots = [
             k
-            for k, value in enumerate(loop.operands)
-            if value in self.copies.zero and loop.parameters[k] != loop.yields[k]
+            for k, (parameter, left) in enumerate(zip(loop.parameters, loop.yields, strict=True))
+            if parameter != left and self.begins_anywhere(loop.operands[k], operands[k])
         ]
         entering = [(self.copies.table[copy].state, self.copies.costs_nothing(copy)) for copy in operands]
         key = (id(loop), tuple(slots), tuple(entering))
         if slots and key not in self.settled:
             self.settled[key] = self.trial(loop, operands, slots)
         return self.settled.get(key, {})
+
+    def begins_anywhere(self, value: int, copy: int) -> bool:
+        """Whether it takes nothing to have a value in another state: zeros, and constants that activations replace
+        (some element types have no zero).
+        """
+        return value in self.copies.zero or (self.copies.costs_nothing(copy) and self.place.is_activation(value))
 
     def trial(self, loop: Loop, operands: Sequence[int], slots: Sequence[int]) -> dict[int, State]:
         """What one trip leaves in accumulators that may be in any state."""
@@ -195,6 +201,7 @@ class _Sharder:
             copy = self.parameter(loop, k, operands[k])
             if k in slots:
                 self.copies.free(copy)
+            if k in slots and loop.operands[k] in self.copies.zero:
                 self.copies.zero.add(parameter)
         self.nodes(loop.body, [])
         left = {k: self.copies.state(loop.yields[k]) for k in slots}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from machines import fake_machine
 from perfmodel import Graph, Layout, LayoutError, MachineError, ModelError, load_machine, predict, trace, verify
 from perfmodel.cli.main import main
 from perfmodel.graph import DTYPE_BYTES
+from perfmodel.layout import assignment
 from perfmodel.models.config import parse_config
 from perfmodel.models.optimizer import adam, state_of
 from perfmodel.models.precision import PRESETS, SCALINGS, Precision, read_precision
@@ -24,6 +26,9 @@ from perfmodel.models.scaled import Equation, cast, in_blocks, scaled_matmul
 from perfmodel.models.training import BATCH, MICROBATCHES, train_program
 from perfmodel.models.weights import layout_of
 from perfmodel.price import tensor_rate
+from perfmodel.shard import shard
+from perfmodel.sharded import LocalLoop, LocalNode, Reshard, ShardedGraph
+from perfmodel.state import LOCAL
 
 S = 64
 TINY = {
@@ -271,6 +276,28 @@ def test_gradients_in_bf16_are_reduced_in_half_the_bytes(precision: str, size: i
     layout = Layout(dp=2, zero=0, recompute="none", global_batch=4)
     count = traced("dense", "bf16").parameter_count()
     assert moved(precision, layout, "all_reduce", "dp") == pytest.approx(size * count, rel=1e-4)
+
+
+def moved_dims(nodes: Iterable[LocalNode], sharded: ShardedGraph) -> Iterator[set[str | None]]:
+    """Names of what each collective moves."""
+    graph = sharded.graph
+    for node in nodes:
+        if isinstance(node, LocalLoop):
+            yield from moved_dims(node.body, sharded)
+        elif isinstance(node, Reshard) and node.kind not in LOCAL:
+            dims = graph.values[sharded.copies[node.operand].value].dims
+            yield {graph.factors[factor].name for dim in dims for factor in dim}
+
+
+@pytest.mark.parametrize("experts", ["ep", "tp+cp+ep"])
+@pytest.mark.parametrize("precision", ["fp8", "fp8-block", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_no_layer_moves_what_all_layers_keep_of_activations(name: str, precision: str, experts: str) -> None:
+    """Each writes its slice of a stack where it made it: scales of blocks too, whose type may have no zero."""
+    sharded = shard(traced(name, precision), assignment(zero=0, sp=True, experts=experts))
+    found = list(moved_dims(sharded.nodes, sharded))
+    assert {"batch", "seq", "embed"} in found
+    assert not [names for names in found if {"layers", "batch"} <= names]
 
 
 def test_collectives_in_fp8_are_those_of_shardy() -> None:
