@@ -203,7 +203,8 @@ def _range(collectives: Sequence[Collective]) -> dict[str, str]:
         return {}
     ranks, sizes = [c.ranks for c in collectives], [c.bytes for c in collectives]
     small, large = format_bytes(min(sizes)), format_bytes(max(sizes))
-    return {"range": f"collectives of {min(ranks)} to {max(ranks)} ranks, {small} to {large}"}
+    groups = f"{min(ranks)} to {max(ranks)}" if min(ranks) < max(ranks) else f"{min(ranks)}"
+    return {"range": f"collectives of {groups} ranks, {small} to {large}"}
 
 
 class _Parts(NamedTuple):
