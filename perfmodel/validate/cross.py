@@ -11,6 +11,7 @@ from perfmodel.errors import ModelError
 from perfmodel.framework_file import read_framework
 from perfmodel.validate import Prediction, Validation, grouped
 from perfmodel.validate.fit import Measured, held_out, interval
+from perfmodel.validate.hardware import machine_name
 from perfmodel.work import Floats
 
 LEFT_OUT: Mapping[str, Callable[[Measured], str]] = {
@@ -47,7 +48,7 @@ def measured_of(p: Prediction) -> Measured:
     row = p.case.row
     return Measured(
         run=p.run,
-        machine=p.case.machine.name,
+        machine=machine_name(row),  # its chips: servers of several makers with the same ones run kernels alike
         source=row.source,
         model=row.text("model_name") or str(p.case.config),
         seconds=p.case.seconds,
