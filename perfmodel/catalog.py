@@ -49,6 +49,13 @@ def read_calibration(name_or_path: str | Path) -> tuple[str, Table, bool] | None
         text, inherited = _beside(where, data["extends"]), True
 
 
+def calibrated_as(machine: str) -> tuple[str, ...]:
+    """A machine, and those whose shipped calibrations its own extends, nearest first: their chips are the same."""
+    found = _calibration(machine) if machine in machine_names() else None
+    base = found[1].get("extends") if found else None
+    return (machine, *(calibrated_as(base) if isinstance(base, str) else ()))
+
+
 def calibration_text(name_or_path: str | Path) -> str | None:
     """The text of a machine's own calibration file, where it has one that extends no other."""
     file = _calibration_file(str(name_or_path))

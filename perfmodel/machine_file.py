@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from perfmodel.calibration_spec import GATHERS, SERVED, CalibrationSpec, TierCalibration
-from perfmodel.catalog import read_calibration, read_machine
+from perfmodel.catalog import calibrated_as, read_calibration, read_machine
 from perfmodel.framework_file import framework_on, known_as, read_framework
 from perfmodel.framework_spec import FrameworkSpec
 from perfmodel.gaps import gaps, unseen
@@ -36,7 +36,7 @@ def load_machine(name_or_path: str | Path, *, calibrated: bool = True, framework
     name = framework or spec.framework
     if calibration is None or name is None:
         return machine
-    return run_by(machine, read_framework(name), (spec.name, calibration.machine))
+    return run_by(machine, read_framework(name), (spec.name, *calibrated_as(calibration.machine)))
 
 
 def run_by(machine: Machine, framework: FrameworkSpec, names: Sequence[str]) -> Machine:

@@ -125,6 +125,18 @@ def test_a_framework_of_ones_own_is_a_path(tmp_path: Path) -> None:
         load_machine("h100", framework=mine)
 
 
+def test_a_framework_knows_the_same_chips_in_other_servers(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        framework_text("torch")
+        + '[machines.h100]\nmatrix = { value = 1.5, unit = "1", kind = "measured", source = "a clock" }\n'
+    )
+    loaded = {name: load_machine(name, framework=mine) for name in ("h100", "dgx-h100", "h200", "dgx-h200")}
+    known = {name for name, machine in loaded.items() if machine.framework.slower["tensor"] == 1.5}
+    assert known == {"h100", "dgx-h100"}
+    assert "of which no run on dgx-h200 was fitted" in loaded["dgx-h200"].assumptions[-1]
+
+
 def test_what_no_run_told_of_a_machine_is_said() -> None:
     known, unknown = (load_machine(name, framework="megatron").assumptions[-1] for name in ("a100-80", "tpu-v4"))
     assert "fitted to" in known

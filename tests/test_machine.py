@@ -53,6 +53,11 @@ BELOW = {
     "a100-80": ("a100-40",),
     **dict.fromkeys(("h200", "b200"), ("h100",)),
     "gb200-nvl72": ("b200", "h100"),
+    "dgx-a100-40": ("a100-40",),
+    "dgx-a100": ("a100-80", "a100-40"),
+    "dgx-h100": ("h100",),
+    **{f"dgx-{name}": (name, "h100") for name in ("h200", "b200")},
+    "dgx-gb200": ("gb200-nvl72", "b200", "h100"),
 }
 """What shipped machines extend, nearest first."""
 
@@ -60,6 +65,7 @@ ALIKE = {
     **dict.fromkeys(("h200", "b200", "gb200-nvl72", "mi300x"), ("h100",)),
     **dict.fromkeys(("trn1", "trn1n", "trn3-gen1", "trn3-gen2"), ("trn2",)),
     "inf2": ("trn1", "trn2"),
+    **dict.fromkeys(("dgx-h200", "dgx-b200", "dgx-gb200"), ("dgx-h100", "h100")),
     **dict.fromkeys(("tpu-v4", "tpu-v5e", "tpu-v5p", "tpu-v6e"), ("tpu-v7",)),
 }
 """Machines that the calibrations of others take theirs, or tiers of it, to be like."""
@@ -287,10 +293,10 @@ BF16 = {
     **dict.fromkeys(("trn1", "trn1n", "inf2"), 190e12),
     **dict.fromkeys(("trn2", "trn2-3xlarge", "trn2-lnc1", "trn2-ultraserver"), 667e12),
     **dict.fromkeys(("trn3-gen1", "trn3-gen2"), 671e12),
-    **dict.fromkeys(("a100-40", "a100-80"), 312e12),
-    **dict.fromkeys(("h100", "h200"), 989e12),
-    "b200": 2250e12,
-    "gb200-nvl72": 2500e12,
+    **dict.fromkeys(("a100-40", "a100-80", "dgx-a100-40", "dgx-a100"), 312e12),
+    **dict.fromkeys(("h100", "h200", "dgx-h100", "dgx-h200"), 989e12),
+    **dict.fromkeys(("b200", "dgx-b200"), 2250e12),
+    **dict.fromkeys(("gb200-nvl72", "dgx-gb200"), 2500e12),
     "mi300x": 1307e12,
     "tpu-v4": 275e12,
     "tpu-v5e": 197e12,
@@ -355,6 +361,79 @@ def test_an_ultraserver_differs_from_its_instance_by_the_links_between_four_of_t
 def test_links_between_the_instances_of_an_ultraserver_reach_what_those_inside_do_as_long_as_none_is_measured() -> None:
     _, torus, z, _ = load_machine("trn2-ultraserver").tiers
     assert z.algorithms == torus.algorithms
+
+
+DGX = {
+    "dgx-a100-40": "a100-40",
+    "dgx-a100": "a100-80",
+    "dgx-h100": "h100",
+    "dgx-h200": "h200",
+    "dgx-b200": "b200",
+    "dgx-gb200": "gb200-nvl72",
+}
+"""Servers that InfiniBand joins -> those of AWS with the same chips."""
+
+
+@pytest.mark.parametrize(("name", "other"), DGX.items())
+def test_a_dgx_differs_from_the_server_with_its_chips_by_the_network_and_the_price(name: str, other: str) -> None:
+    dgx, aws = load_machine(name), load_machine(other)
+    assert dgx.tiers[0] == aws.tiers[0]
+    assert ([tier.name for tier in dgx.tiers[1:]], dgx.offers) == (["InfiniBand"], ())
+    assert {f.name for f in fields(Machine) if getattr(dgx, f.name) != getattr(aws, f.name)} <= {
+        *("name", "title", "tiers", "instance", "offers", "usd_per_chip_hour", "facts", "assumptions", "sources")
+    }
+
+
+INTEL, AMD = (1.0, 1.9, 3.4), (2.0, 2.0, 6.0)
+"""Step inside a server by protocol: a hop over NVLink, but no less than the host takes to post it [us]."""
+TREE_LL128 = 0.92 * 120 / 128
+TREE = {"LL": (6.8, 5.0, 1.0), "LL128": (14.0, 8.5, TREE_LL128), "": (8.4, 14.0, 0.92)}
+RING = {"LL": (6.6, 2.7, 1.0), "LL128": (14.0, 4.0, 0.92), "": (8.4, 14.0, 1.0)}
+"""Protocol -> base and step over the network, as NCCL's tuning has them [us], and share of what a ring reaches."""
+CORRECTION = {"LL": (1.0, 1.0), "LL128": (0.6, 1.0), "": (0.5, 1.0)}
+"""Of trees, for the smallest and the largest messages."""
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+@pytest.mark.parametrize("servers", [2, 4, 8, 16, 64])
+@pytest.mark.parametrize(
+    ("name", "link", "slowest", "inner"), [("dgx-h100", 50e9, 20.4e9, INTEL), ("dgx-a100", 25e9, 19e9, AMD)]
+)
+def test_collectives_over_infiniband_take_what_the_constants_of_nccl_say(
+    name: str, link: float, slowest: float, inner: tuple[float, ...], servers: int, ranks: int
+) -> None:
+    """Of a server whose inside costs nothing: trees and rings of each protocol, the fastest of which runs."""
+    inside, network = load_machine(name).tiers
+    free = replace(tier(8, bandwidth=math.inf), name=inside.name)
+    machine = replace(load_machine(name), tiers=(free, network))
+    n, all_ranks = servers, servers * ranks
+    reached = {p: slowest / 8 if p == "LL" else 0.97 * link for p in TREE}
+    for large, size in enumerate((2048.0, 4.0 * GIB)):
+        carried = size / ranks
+        rings, trees = [], []
+        for hop, protocol in zip(inner, TREE, strict=True):
+            base, step, share = RING[protocol]
+            around = (n - 1) * step + (n * (ranks - 1)) * hop
+            rings.append((base * 1e-6, around * 1e-6 + (1 - 1 / all_ranks) * carried / (share * reached[protocol])))
+            base, step, share = TREE[protocol]
+            rate = share * CORRECTION[protocol][large] * reached[protocol]
+            trees.append(base * 1e-6 + 2 * (math.log2(n) * step * 1e-6 + min(n, 4) / 4 * carried / rate))
+        expected = {
+            "all_gather": min(base + once for base, once in rings),
+            "reduce_scatter": min(base + once for base, once in rings),
+            "all_reduce": min(*trees, *(base + 2 * once for base, once in rings)),
+        }
+        for kind, seconds in expected.items():
+            got = float(collective_seconds(kind, size, all_ranks, 8 // ranks, machine))
+            assert got == pytest.approx(seconds, rel=2e-3)  # shares of the file have three digits
+
+
+@pytest.mark.parametrize(("size", "seconds"), [(2**29, 2984.6e-6), (2**31, 11163e-6), (2**33, 43980e-6)])
+def test_large_all_reduces_of_twelve_servers_take_what_was_published(size: int, seconds: float) -> None:
+    """96 H100 over InfiniBand NDR (CoreWeave: nccl-tests README), by which no number was fitted."""
+    assert float(collective_seconds("all_reduce", size, 96, 1, load_machine("dgx-h100"))) == pytest.approx(
+        seconds, rel=0.1
+    )
 
 
 @pytest.mark.parametrize("name", SHIPPED)

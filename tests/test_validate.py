@@ -19,6 +19,7 @@ from perfmodel.models import read_config
 from perfmodel.models.precision import PRESETS
 from perfmodel.models.training import train_program
 from perfmodel.validate.case import Case, case_of
+from perfmodel.validate.cross import measured_of
 from perfmodel.validate.execution import execution_of
 from perfmodel.validate.hardware import GIGABIT, machine_name, machine_of
 from perfmodel.validate.measured import CONVENTIONS, measured_seconds, step_flops
@@ -117,7 +118,10 @@ LEFT_OUT: dict[str, tuple[dict[str, object], str]] = {
     "no preset": ({"like": "our-own"}, "like 'our-own', which is no preset"),
     "no machine": ({"hardware": "Abacus 3"}, "no machine file for Abacus 3"),
     "no such part of a torus": ({"hardware": "TPU v5p", "n_devices": 3, "dp": 3, "global_batch_seqs": 6}, "3 ranks of"),
-    "no 8-bit matmuls": ({"hardware": "NVIDIA A100 40GB", "precision": "fp8"}, "matmuls in f8, which a100-40 has no"),
+    "no 8-bit matmuls": (
+        {"hardware": "NVIDIA A100 40GB", "precision": "fp8"},
+        "matmuls in f8, which dgx-a100-40 has no",
+    ),
     "precision": ({"precision": "unary"}, "precision 'unary' is not known"),
     "policy": ({"recompute": "some"}, "recompute policy 'some' is not known"),
     "nothing measured": ({"step_time_s": None}, "no step time, nor tokens/s, TFLOP/s or MFU"),
@@ -161,8 +165,49 @@ def test_a_machine_of_ones_own_is_named_by_the_path_of_its_file(tmp_path: Path) 
     assert machine_of(row(hardware=str(file)))[0].title == "A box"
 
 
-def test_a_stated_network_takes_the_place_of_the_machines_own() -> None:
-    own, slow = load_machine("h100"), machine_of(row(network_gbps=100))[0]
+@pytest.mark.parametrize(
+    ("cells", "name", "differs"),
+    [
+        ({"interconnect": "InfiniBand"}, "dgx-h100", []),
+        ({"interconnect": "8x ConnectX-7 IB NDR 400Gb/s"}, "dgx-h100", []),
+        ({"interconnect": "EFA"}, "h100", []),
+        ({"interconnect": "RoCE"}, "dgx-h100", ["RoCE predicted as InfiniBand"]),
+        ({}, "dgx-h100", ["network not stated, predicted as InfiniBand"]),
+        ({"n_devices": 8}, "dgx-h100", []),
+        ({"hardware": "NVIDIA H100 (p5.48xlarge)"}, "h100", []),
+        ({"hardware": "p5.48xlarge, 8 x H100"}, "h100", []),
+        ({"hardware": "h100"}, "h100", []),
+        ({"hardware": "h100", "interconnect": "InfiniBand"}, "dgx-h100", []),
+        ({"hardware": "NVIDIA A100 40GB SXM", "interconnect": "Omni-Path"}, "dgx-a100-40", ["Omni-Path predicted as"]),
+        ({"hardware": "NVIDIA A100 80GB", "interconnect": "InfiniBand"}, "dgx-a100", []),
+        ({"hardware": "NVIDIA H200", "interconnect": "InfiniBand"}, "dgx-h200", []),
+        ({"hardware": "NVIDIA B200", "interconnect": "InfiniBand"}, "dgx-b200", []),
+        ({"hardware": "NVIDIA GB200", "n_devices": 64}, "dgx-gb200", []),
+        ({"hardware": "NVIDIA GB200", "n_devices": 128}, "dgx-gb200", ["network not stated"]),
+        ({"hardware": "MI300X", "interconnect": "InfiniBand"}, "mi300x", []),
+    ],
+)
+def test_a_run_has_the_network_that_its_row_states(cells: dict[str, object], name: str, differs: list[str]) -> None:
+    machine, said = machine_of(row(**{"n_devices": 16, "framework": "MaxText", **cells}))
+    assert machine.name == name
+    assert len(said) == len(differs)
+    assert all(text in found for text, found in zip(differs, said, strict=True))
+
+
+def test_networks_of_published_runs_are_of_few_kinds() -> None:
+    kinds = {row.text("interconnect") for row in read_rows()}
+    assert kinds == {"", "InfiniBand", "RoCE", "Ethernet", "EFA", "Omni-Path", "GPUDirect-TCPX"}
+
+
+def test_runs_are_fitted_and_left_out_by_their_chips_whatever_joins_the_servers(tmp_path: Path) -> None:
+    table = write(tmp_path / "runs.csv", {"interconnect": "InfiniBand"}, {"interconnect": "EFA"})
+    found = validate(table, runs=True)
+    assert [p.case.machine.name for p in found.predictions] == ["dgx-h100", "h100"]
+    assert {measured_of(p).machine for p in found.predictions} == {"h100"}
+
+
+def test_a_stated_bandwidth_takes_the_place_of_the_networks_own() -> None:
+    own, slow = load_machine("dgx-h100"), machine_of(row(network_gbps=100))[0]
     assert slow.tiers[-1].bandwidth == (100 * GIGABIT,)
     assert replace(slow, tiers=own.tiers) == own
     assert slow.tiers[:-1] == own.tiers[:-1]
@@ -303,7 +348,7 @@ def test_programs_are_traced_once_and_every_row_is_told(tmp_path: Path, monkeypa
     found = validate(table)
     assert [p.case.row.id for p in found.predictions] == ["run-0", "run-1", "run-2"]
     assert [s.row.id for s in found.skipped] == ["run-3", "run-4"]
-    assert "times the peak of h100" in found.skipped[1].reason
+    assert "times the peak of dgx-h100" in found.skipped[1].reason
     assert Counter(case.layout.recompute for case in traced) == {"none": 1, "full": 1}
     for p in found.predictions:
         assert p.bounds[0] <= p.seconds <= p.bounds[1]
@@ -337,7 +382,7 @@ def test_too_large_an_error_is_a_no(tmp_path: Path, capsys: pytest.CaptureFixtur
     table = write(tmp_path / "runs.csv", {})
     assert main(["validate", table, "--max-mape", "0.000001"]) == 1
     assert main(["validate", table, "--max-mape", "1e9"]) == 0
-    assert "small on 8 x h100" in capsys.readouterr().out
+    assert "small on 8 x dgx-h100" in capsys.readouterr().out
 
 
 def test_nothing_predicted_is_no_proof(tmp_path: Path) -> None:

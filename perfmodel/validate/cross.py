@@ -11,6 +11,7 @@ from perfmodel.errors import ModelError
 from perfmodel.framework_file import read_framework
 from perfmodel.validate import Prediction, Validation, grouped
 from perfmodel.validate.fit import Measured, held_out, interval
+from perfmodel.validate.hardware import machine_name
 from perfmodel.work import Floats
 
 LEFT_OUT: Mapping[str, Callable[[Measured], str]] = {
@@ -45,9 +46,10 @@ def measured_of(p: Prediction) -> Measured:
     """A predicted run as one to fit to."""
     assert p.run is not None
     row = p.case.row
+    chips = machine_name(row)  # servers of several makers with the same chips run kernels alike
     return Measured(
         run=p.run,
-        machine=p.case.machine.name,
+        machine=p.case.machine.name if chips.endswith(".toml") else chips,
         source=row.source,
         model=row.text("model_name") or str(p.case.config),
         seconds=p.case.seconds,

@@ -34,6 +34,19 @@ MACHINES = (
 )
 """Names that sources give to hardware, as regular expressions -> machine; the first that fits counts."""
 
+INFINIBAND = {
+    "a100-40": "dgx-a100-40",
+    "a100-80": "dgx-a100",
+    "h100": "dgx-h100",
+    "h200": "dgx-h200",
+    "b200": "dgx-b200",
+    "gb200-nvl72": "dgx-gb200",
+}
+"""Machines of AWS, which EFA joins -> those with the same chips that InfiniBand joins, as most others have them."""
+OF_AWS = r"\bEFA\b|\bAWS\b|\bp\d\w*[.-]\d*xlarge"
+OF_NVIDIA = r"InfiniBand|\bIB\b"
+"""What sources call either network, or what is rented with it, as regular expressions."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -65,7 +78,7 @@ GIGABIT = UNITS["Gbit/s"]
 
 
 def machine_name(row: Row) -> str:
-    """The machine that a row ran on, shipped or the path of a file; raises RowError where there is none for it."""
+    """The machine that has the chips of a row, shipped or the path of a file; raises RowError where there is none."""
     text = row.text("hardware")
     if not text:
         raise RowError("no hardware")
@@ -75,6 +88,22 @@ def machine_name(row: Row) -> str:
         if re.search(pattern, text, re.IGNORECASE):
             return name
     raise RowError(f"no machine file for {text}")
+
+
+def networked(row: Row, name: str) -> tuple[str, list[str]]:
+    """Of the machines with the chips of one, that with the network of a row, and what is different there.
+
+    Where no network is stated, hardware by the name of a machine has that machine's, and other hardware what is usual.
+    """
+    stated, hardware = row.text("interconnect"), row.text("hardware")
+    named = hardware == name and not stated
+    if name not in INFINIBAND or named or re.search(OF_AWS, f"{hardware} {stated}", re.IGNORECASE):
+        return name, []
+    machine = INFINIBAND[name]
+    one = row.need("n_devices") <= _loaded(machine, False).chips_per_instance
+    if re.search(OF_NVIDIA, stated, re.IGNORECASE) or (one and not stated):
+        return machine, []
+    return machine, [f"{stated or 'network not stated,'} predicted as InfiniBand"]
 
 
 def kind_of(row: Row) -> Kind:
@@ -97,7 +126,7 @@ def framework_name(row: Row, machine: Machine) -> str:
 
 def machine_of(row: Row, *, calibrated: bool = True) -> tuple[Machine, list[str]]:
     """The machine of a row, with the network that it states, and what is different there."""
-    name, differs = machine_name(row), []
+    name, differs = networked(row, machine_name(row))
     machine = _loaded(name, calibrated)
     if calibrated:
         machine = _loaded(name, calibrated, framework_name(row, machine))
