@@ -9,11 +9,12 @@ import re
 from collections.abc import Container, Iterator, Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 from perfmodel.calibration_spec import CalibrationSpec
 from perfmodel.catalog import read_calibration, read_machine
 from perfmodel.machine_spec import Check, MachineSpec, TierSpec
-from perfmodel.schema import dimension_of, numbers
+from perfmodel.schema import Number, dimension_of, numbers
 from perfmodel.spec_file import parse_calibration, parse_machine, rank_bandwidth, si_of
 from perfmodel.topology import RING_OF_FOUR
 from perfmodel.units import DIMENSIONS, UNITS, format_count
@@ -23,6 +24,9 @@ NO_SOURCE = ("", "na", "none", "tbd", "todo", "unknown")
 
 ROUNDING = 1e-12
 """Relative error of the arithmetic in a check that must hold exactly."""
+
+PLACE = r"\bsections? \S|\b(chapters?|figures?|lines?|pages?|pp?\.|rows?|tables?) \d|#\w"
+"""How a source names a place in itself."""
 
 YEAR = r"(19|20)\d\d(-|$)"
 """How a date begins."""
@@ -52,6 +56,7 @@ def check_machine(name_or_path: str | Path) -> list[str]:
 def _machine_findings(spec: MachineSpec) -> Iterator[str]:
     si = si_of(spec)
     yield from _unsourced(spec)
+    yield from _unplaced(spec)
     yield from _underived(spec)
     for i, check in enumerate(spec.checks):
         yield from (f"checks.{i}: {finding}" for finding in _identity(check, si))
@@ -141,6 +146,7 @@ def _implausible_costs(spec: MachineSpec) -> Iterator[str]:
 def _calibration_findings(calibration: CalibrationSpec, spec: MachineSpec, known: Container[str]) -> Iterator[str]:
     """What cannot be in a calibration, and which tiers it should know; that of another machine need not know all."""
     yield from _unsourced(calibration)
+    yield from _unplaced(calibration)
     yield from _implausible_curves(calibration)
     si = si_of(calibration)
     for path, value in si.items():
@@ -163,8 +169,20 @@ def _bandwidths(spec: MachineSpec) -> dict[str, float]:
 
 def _unsourced(spec: MachineSpec | CalibrationSpec) -> Iterator[str]:
     for path, number in numbers(spec):
-        if "".join(filter(str.isalnum, number.source)).lower() in NO_SOURCE:
+        if not _has_source(number):
             yield f"{path}.source: got {number.source!r}, expected where this {number.kind} number comes from"
+
+
+def _unplaced(spec: MachineSpec | CalibrationSpec) -> Iterator[str]:
+    """Published numbers that a reader would have to search for, or could take for another."""
+    for path, number in numbers(spec):
+        placed = number.note.strip() or re.search(PLACE, number.source, re.IGNORECASE)
+        if number.kind == "datasheet" and _has_source(number) and not placed:
+            yield f"{path}.note: got nothing, expected how the number is meant, or its section or page in source"
+
+
+def _has_source(number: Number[Any]) -> bool:
+    return "".join(filter(str.isalnum, number.source)).lower() not in NO_SOURCE
 
 
 def _underived(spec: MachineSpec) -> Iterator[str]:

@@ -75,45 +75,45 @@ name = "mine"
 title = "A machine with round numbers"
 assumptions = ["as I say"]
 [chip]
-ranks = { value = 2, unit = "1", kind = "datasheet", source = "a leaflet" }
-memory = { value = 64, unit = "GiB", kind = "datasheet", source = "a leaflet" }
+ranks = { value = 2, unit = "1", kind = "datasheet", source = "a leaflet, page 1" }
+memory = { value = 64, unit = "GiB", kind = "datasheet", source = "a leaflet, page 1" }
 memory_reserve = { value = 1, unit = "GiB", kind = "assumed", source = "a guess" }
-memory_bandwidth = { value = 2, unit = "TB/s", kind = "datasheet", source = "a leaflet" }
-vector = { value = 4, unit = "TFLOP/s", kind = "datasheet", source = "a leaflet" }
+memory_bandwidth = { value = 2, unit = "TB/s", kind = "datasheet", source = "a leaflet, page 1" }
+vector = { value = 4, unit = "TFLOP/s", kind = "datasheet", source = "a leaflet, page 1" }
 kernel_launch = { value = 3, unit = "us", kind = "measured", source = "a clock" }
 step_overhead = { value = 5, unit = "ms", kind = "measured", source = "a clock" }
 [chip.tensor]
-bf16 = { value = 100, unit = "TFLOP/s", kind = "datasheet", source = "a leaflet" }
+bf16 = { value = 100, unit = "TFLOP/s", kind = "datasheet", source = "a leaflet, page 1" }
 [chip.quoted]
-bf16 = { value = 0.12, unit = "PFLOP/s", kind = "datasheet", source = "a leaflet" }
+bf16 = { value = 0.12, unit = "PFLOP/s", kind = "datasheet", source = "a leaflet, page 1" }
 [instance]
 name = "eight of mine"
-chips = { value = 8, unit = "1", kind = "datasheet", source = "a leaflet" }
+chips = { value = 8, unit = "1", kind = "datasheet", source = "a leaflet, page 1" }
 [[offers]]
 name = "list"
 region = "here"
 date = "2026-11"
-price = { value = 24, unit = "USD/h", kind = "datasheet", source = "a price list" }
+price = { value = 24, unit = "USD/h", kind = "datasheet", source = "a price list, page 1" }
 [power]
-chip = { value = 300, unit = "W", kind = "datasheet", source = "a leaflet" }
+chip = { value = 300, unit = "W", kind = "datasheet", source = "a leaflet, page 1" }
 [[tiers]]
 name = "board"
 kind = "torus"
 per = "chip"
-extents = { value = [2, 8], unit = "1", kind = "datasheet", source = "a leaflet" }
-link = { value = 10, unit = "GB/s", kind = "datasheet", source = "a leaflet" }
-links = { value = 2, unit = "1", kind = "datasheet", source = "a leaflet" }
+extents = { value = [2, 8], unit = "1", kind = "datasheet", source = "a leaflet, page 1" }
+link = { value = 10, unit = "GB/s", kind = "datasheet", source = "a leaflet, page 1" }
+links = { value = 2, unit = "1", kind = "datasheet", source = "a leaflet, page 1" }
 latency = { value = 1, unit = "us", kind = "measured", source = "a clock" }
 [[tiers]]
 name = "wire"
 kind = "switch"
 per = "rank"
-extents = { value = [0], unit = "1", kind = "datasheet", source = "a leaflet" }
-link = { value = 8, unit = "Gbit/s", kind = "datasheet", source = "a leaflet" }
-links = { value = 1, unit = "1", kind = "datasheet", source = "a leaflet" }
+extents = { value = [0], unit = "1", kind = "datasheet", source = "a leaflet, page 1" }
+link = { value = 8, unit = "Gbit/s", kind = "datasheet", source = "a leaflet, page 1" }
+links = { value = 1, unit = "1", kind = "datasheet", source = "a leaflet, page 1" }
 latency = { value = 7, unit = "us", kind = "measured", source = "a clock" }
 [groups]
-tp = { value = [1, 2], unit = "1", kind = "datasheet", source = "a leaflet" }
+tp = { value = [1, 2], unit = "1", kind = "datasheet", source = "a leaflet, page 1" }
 [[checks]]
 of = "chip.memory"
 times = 8
@@ -462,7 +462,7 @@ def test_a_machine_described_in_one_new_file_is_read_in_si_and_per_rank(tmp_path
     assert (mine.usd_per_chip_hour, mine.watts_per_chip) == (24 / 8, 300)
     assert mine.group_sizes == {"tp": (1, 2)}
     assert [tier.bandwidth for tier in mine.tiers] == [(10e9 * 2 / 2,) * 2, (1e9,)]
-    assert mine.sources == ("a clock", "a guess", "a leaflet", "a price list")
+    assert mine.sources == ("a clock", "a guess", "a leaflet, page 1", "a price list, page 1")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -575,7 +575,7 @@ def test_what_nobody_measured_of_a_tier_is_said_in_one_phrase(tmp_path: Path) ->
 
 # -- faults -------------------------------------------------------------------------------------------------------
 
-MEMORY = 'memory = { value = 64, unit = "GiB", kind = "datasheet", source = "a leaflet" }'
+MEMORY = 'memory = { value = 64, unit = "GiB", kind = "datasheet", source = "a leaflet, page 1" }'
 EXTENTS = "extents = { value = [2, 8]"
 FAULTS = {
     "missing key": (MEMORY, "", "chip.memory", "got nothing, expected this key"),
@@ -1189,9 +1189,19 @@ FINDINGS = {
         "checks.0: got 'W'",
     ),
     "source": (
-        'source = "a leaflet"',
+        'source = "a leaflet, page 1"',
         'source = "(?)"',
         "chip.ranks.source: got '(?)', expected where this datasheet number",
+    ),
+    "place in the source": (
+        'source = "a leaflet, page 1"',
+        'source = "a leaflet, its table of prices"',
+        "chip.ranks.note: got nothing, expected how the number is meant, or its section or page in source",
+    ),
+    "note that says nothing": (
+        'source = "a leaflet, page 1"',
+        'source = "a leaflet", note = " "',
+        "chip.ranks.note: got nothing, expected how the number is meant",
     ),
     "reserve": ("value = 1, unit", "value = 64, unit", "chip.memory_reserve: got as much as chip.memory"),
     "quoted": (
@@ -1312,6 +1322,11 @@ CALIBRATION_FINDINGS = {
         'source = "TODO"',
         "efficiency.tensor.source: got 'TODO', expected where this measured",
     ),
+    "place in the source": (
+        'kind = "measured"',
+        'kind = "datasheet"',
+        "efficiency.tensor.note: got nothing, expected how the number is meant, or its section or page in source",
+    ),
     "tier": (CALIBRATION[CALIBRATION.rindex("[[tiers]]") :], "", "tiers.wire: got nothing, expected how this tier"),
 }
 
@@ -1327,6 +1342,20 @@ def test_a_calibration_that_cannot_be_right_is_a_finding(case: str, tmp_path: Pa
 def test_a_file_and_its_calibration_without_faults_yield_no_findings(tmp_path: Path) -> None:
     assert check_machine(write(tmp_path)) == []
     assert check_machine(write(tmp_path, calibration=CALIBRATION)) == []
+
+
+PLACES = (
+    'source = "a leaflet, section Memory"',
+    'source = "a leaflet, Table 4"',
+    'source = "a leaflet, p. 7"',
+    'source = "a.leaflet/page#memory"',
+    'source = "a leaflet", note = "per chip"',
+)
+
+
+@pytest.mark.parametrize("said", PLACES)
+def test_a_published_number_is_found_by_its_place_or_told_by_a_note(said: str, tmp_path: Path) -> None:
+    assert check_machine(write(tmp_path, changed(MACHINE, 'source = "a leaflet, page 1"', said))) == []
 
 
 CHECKS = {
