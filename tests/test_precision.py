@@ -29,6 +29,7 @@ from perfmodel.price import tensor_rate
 from perfmodel.shard import shard
 from perfmodel.sharded import LocalLoop, LocalNode, Reshard, ShardedGraph
 from perfmodel.state import LOCAL
+from perfmodel.verify import Verification
 
 S = 64
 TINY = {
@@ -300,10 +301,36 @@ def test_no_layer_moves_what_all_layers_keep_of_activations(name: str, precision
     assert not [names for names in found if {"layers", "batch"} <= names]
 
 
-def test_collectives_in_fp8_are_those_of_shardy() -> None:
+def verified(precision: str, layout: Layout) -> Verification:
     config = parse_config({**TINY, "hidden_size": 64, "intermediate_size": 192}, "narrow")
-    program = train_program(config, seq_len=S, recompute="none", precision=read_precision("fp8"))
-    assert verify(program, Layout(dp=2, fsdp=2, zero=3, recompute="none", global_batch=8)).ok
+    program = train_program(config, seq_len=S, recompute="none", precision=read_precision(precision))
+    return verify(program, layout)
+
+
+@pytest.mark.parametrize(
+    ("precision", "layout"),
+    [
+        ("fp8", Layout(dp=2, fsdp=2, zero=3, recompute="none", global_batch=8)),
+        ("fp8", Layout(fsdp=2, tp=2, zero=3, recompute="none", global_batch=8)),
+        ("moments=bf16", Layout(fsdp=2, zero=1, recompute="none", global_batch=8)),
+    ],
+)
+def test_collectives_in_narrow_types_are_those_of_shardy(precision: str, layout: Layout) -> None:
+    """Among them sums over tp that are scaled before each rank takes its part of them."""
+    assert verified(precision, layout).ok
+
+
+@pytest.mark.parametrize(
+    ("precision", "zero", "remedy"),
+    [("mxfp8", 3, "verify with --precision fp8"), ("moments=int8", 1, "verify with --precision moments=bf16")],
+)
+def test_what_compilers_spread_otherwise_is_said_with_what_to_verify_instead(
+    precision: str, zero: int, remedy: str
+) -> None:
+    found = verified(precision, Layout(fsdp=2, zero=zero, recompute="none", global_batch=8))
+    assert not found.ok
+    (note,) = found.notes
+    assert remedy in note
 
 
 # -- machines -----------------------------------------------------------------------------------------------------

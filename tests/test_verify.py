@@ -37,6 +37,7 @@ from perfmodel.verify.rewrites import (
     RANKED,
     REASSOCIATED,
     REWRITES,
+    SCALED,
     SCATTERED,
     SLICED,
     collectives_of,
@@ -314,6 +315,14 @@ REWRITTEN: dict[str, tuple[tuple[Instruction, ...], list[tuple[str, str, float]]
         (X, reduced("a", "x", "dp"), exchanged("p", "a", "dp", "tp_kv"), op("r", "tuple", "p")),
         [("collective_permute", "dp+tp", 64.0), ("all_reduce", "dp", 64.0)],
         [("reduce_scatter", "dp", 128.0)],
+    ),
+    SCALED: (
+        (
+            *(X, Y, reduced("a", "x", "dp"), op("b", "broadcast_in_dim", "y"), op("m", "multiply", "a", "b")),
+            *(op("s", "dynamic-slice", "m", elements=16), op("r", "tuple", "s")),
+        ),
+        [("all_reduce", "dp", 64.0)],
+        [("reduce_scatter", "dp", 64.0)],
     ),
 }
 """A program, its collectives as they stand, and as they are after one rewrite (and those it builds on)."""

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from perfmodel.verify.question import Question
 
 RAGGED = "chlo.ragged_dot"
+IN_BLOCKS = "perfmodel.quantise"
+EIGHT_BITS = ("i8", "ui8")
 
 
 def limits(asked: Question, unsaid: int) -> Iterator[str]:
@@ -21,6 +23,17 @@ def limits(asked: Question, unsaid: int) -> Iterator[str]:
         yield (
             "compilers do not split ragged matmuls (experts that drop no token) along their groups: verify experts "
             "of a fixed size, with --capacity-factor 1.25 for a model by name"
+        )
+    if any(op.kind == IN_BLOCKS for _, op in asked.sharded.graph.walk()):
+        yield (
+            "compilers see matmuls of blocks with scales as products block by block, and spread the sum of these over "
+            "ranks that hold parts of a weight, where a kernel takes all of it: verify with --precision fp8, which has "
+            "one scale for each tensor"
+        )
+    if _in_eight_bits(asked):
+        yield (
+            "compilers sum gradients whole before moments in blocks of 8 bits, even where each rank keeps its part of "
+            "the state: verify with --precision moments=bf16"
         )
     tokens, rows = _tokens(asked), _rows(asked)
     if tokens < rows:
@@ -36,6 +49,13 @@ def _whole_sequences(asked: Question) -> str:
     layout = asked.layout.settled()
     changes = [key for key, splits in (("sp=0", layout.sp), ("cp=1", layout.cp > 1)) if splits]
     return f"verify with {' and '.join(changes)}" if changes else "verify another layout"
+
+
+def _in_eight_bits(asked: Question) -> bool:
+    """Whether the optimizer keeps numbers of 8 bits."""
+    graph = asked.sharded.graph
+    state = (each.value for each in graph.parameters if each.role == "optimizer")
+    return any(graph.values[value].dtype in EIGHT_BITS for value in state)
 
 
 def _tokens(asked: Question) -> int:

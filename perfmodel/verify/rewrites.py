@@ -17,10 +17,12 @@ from perfmodel.work import TP
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 REORDERED = (*SHAPES, "reverse")
 """Ops that leave the same elements on each rank."""
+BROADCASTS = ("broadcast_in_dim", "broadcast")
+"""What Shardy and XLA call a value that is repeated along dims."""
 MOVES = ("all-to-all", "collective-permute")
 """Collectives that leave a value as large as it was."""
 
-MERGED, NARROWED, SLICED, JOINED, SCATTERED, REASSOCIATED, NESTED, IN_PLACE, RANKED, EXCHANGED = REWRITES = (
+MERGED, NARROWED, SLICED, JOINED, SCATTERED, REASSOCIATED, NESTED, IN_PLACE, RANKED, EXCHANGED, SCALED = REWRITES = (
     "equal collectives merged",
     "converts moved before all-gathers",
     "slices taken in parts",
@@ -31,6 +33,7 @@ MERGED, NARROWED, SLICED, JOINED, SCATTERED, REASSOCIATED, NESTED, IN_PLACE, RAN
     "scatters done in place",
     "top_k done in place",
     "idle ranks left idle",
+    "scales taken before sums",
 )
 WHY: Mapping[str, str] = {
     MERGED: "a value moved twice in the same way within one loop body is moved once; gathered, in whatever order",
@@ -46,6 +49,7 @@ WHY: Mapping[str, str] = {
         "where an axis has no part in a sum, XLA has its ranks sum different parts, and exchanges these; perfmodel has "
         "each rank sum all and keep its own part, by a reduce-scatter"
     ),
+    SCALED: "a sum times a broadcast scale is a sum of what was scaled before, as matmuls of narrow types leave it",
 }
 
 
@@ -89,7 +93,8 @@ class Body:
     def __init__(
         self, instructions: Sequence[Instruction], sizes: Mapping[str, int], rewrites: Collection[str]
     ) -> None:
-        self.flow = Flow(instructions)
+        flow = Flow(instructions)
+        self.flow = Flow([_scaled_before(each, flow) for each in flow]) if SCALED in rewrites else flow
         self.sizes = sizes
         self.rewrites = rewrites
 
@@ -273,6 +278,17 @@ class Body:
             len(list(self.flow.uses(operand))) == 1 and self.sums_only(self.flow.origin(operand), reduction)
             for operand in operands
         )
+
+
+def _scaled_before(product: Instruction, flow: Flow) -> Instruction:
+    """A product of a sum over ranks and a broadcast scale, as an op of the sum alone."""
+    if product.opcode != "multiply":
+        return product
+    origins = {name: flow.origin(flow.instructions[name]).opcode for name in product.operands}
+    sums = [name for name, opcode in origins.items() if opcode == "all-reduce"]
+    if len(sums) != 1 or not any(opcode in BROADCASTS for opcode in origins.values()):
+        return product
+    return replace(product, opcode="convert", operands=(sums[0],))
 
 
 def _movement(instruction: Instruction) -> tuple[str, float]:
