@@ -127,8 +127,9 @@ def test_a_framework_of_ones_own_is_a_path(tmp_path: Path) -> None:
 
 def test_a_framework_knows_the_same_chips_in_other_servers(tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
+    text = framework_text("torch")
     mine.write_text(
-        framework_text("torch")
+        text[: text.index("[machines.")]
         + '[machines.h100]\nmatrix = { value = 1.5, unit = "1", kind = "measured", source = "a clock" }\n'
     )
     loaded = {name: load_machine(name, framework=mine) for name in ("h100", "dgx-h100", "h200", "dgx-h200")}
@@ -193,10 +194,10 @@ def test_gathers_of_a_layer_travel_together_as_far_as_the_framework_combines_the
 
 def test_a_fit_finds_what_made_the_steps() -> None:
     """Steps that a slow host made tell the host, and nothing of what it hides."""
-    truth = replace(SLOW, accumulation=0.0, slower=slower(1.0, 1.0, 1.35))
+    truth = replace(SLOW, host_seconds=1e-4, accumulation=0.0, slower=slower(1.0, 1.0, 1.35))
     seconds = Runs([m.run for m in measured()]).seconds(truth, {})
     found = fit_framework(read_framework("megatron"), measured(seconds.tolist()))
-    assert found.values["host"] == pytest.approx(3e-5, rel=0.1)
+    assert found.values["host"] == pytest.approx(1e-4, rel=0.1)
     assert "host" in found.told
     assert "machines.h100.matrix" not in found.told
     assert np.abs(found.after).max() < 0.1 < np.abs(found.before).max()

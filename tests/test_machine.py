@@ -1508,6 +1508,7 @@ def test_every_unit_that_a_file_may_say_is_what_pint_makes_of_it() -> None:
 
 NOT_PHYSICAL = {
     ("predict.py", 1e6): "a million tokens, of which the price is given",
+    ("report/timeline.py", 1e6): "microseconds, in which traces are written",
 }
 
 

@@ -15,7 +15,9 @@ from perfmodel.validate.cross import LEFT_OUT
 from perfmodel.validate.fit import ENOUGH, TELLS, Measured, fit_framework, held_out, interval
 from perfmodel.work import Floats
 
-USUAL = "usual, where no run tells it"
+NEAR_USUAL = "fit above, which leaves it near what is usual"
+"""Source of a fitted number that runs tell less well than what is usual does."""
+
 FOLDS = "source"
 """What is left out together for the errors that a file states."""
 
@@ -70,7 +72,7 @@ def _put(document: Any, path: str, value: Any, told: bool) -> None:
     unit = table[last]["unit"] if last in table else "1"
     number.update({"value": value, "unit": unit, "kind": "measured", "source": TELLS})
     if not told:
-        number.update({"kind": "assumed", "source": USUAL})
+        number.update({"kind": "assumed", "source": NEAR_USUAL})
     table[last] = number
 
 
