@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes tells of the host only
+settings.load_profile("untimed")
 
 GOLDEN = Path(__file__).parent / "golden"
 
