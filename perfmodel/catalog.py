@@ -198,6 +198,14 @@ def _remedy(text: str) -> str:
     return f"did you mean {close[0]}?" if close else "see perfmodel hardware list"
 
 
+def written(path: str | Path, text: str) -> None:
+    """Write a file; raises MachineError where that fails."""
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MachineError(f"{path}: got {error.strerror}, expected to write a file: check the path") from None
+
+
 def parsed(where: str, file: Traversable) -> dict[str, Any]:
     """A TOML file as it stands; raises MachineError where it cannot be read."""
     try:

@@ -274,6 +274,7 @@ def test_the_command_fits_a_framework_that_estimates_take(tmp_path: Path, capsys
         (["--fit", "xla-gpu"], "expected --out FILE.toml too"),
         (["--out", mine], "expected --fit FRAMEWORK too"),
         (["--fit", "neuron", "--out", mine], "got no run by neuron"),
+        (["--fit", "xla-gpu", "--out", str(tmp_path / "nowhere" / "mine.toml")], "expected to write a file"),
     ):
         assert main(["validate", table, *options]) == 2
         assert message in capsys.readouterr().err

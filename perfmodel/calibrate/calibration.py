@@ -18,7 +18,7 @@ from perfmodel.calibrate.parameters import Data, Parameter, parameters, rounded,
 from perfmodel.calibrate.problem import Problem
 from perfmodel.calibrate.rows import Collective, Row, Skipped, read_rows
 from perfmodel.calibrate.start import uncalibrated
-from perfmodel.catalog import calibration_text, read_calibration, read_machine
+from perfmodel.catalog import calibration_text, read_calibration, read_machine, written
 from perfmodel.errors import MachineError
 from perfmodel.machine_spec import MachineSpec
 from perfmodel.spec_file import parse_machine
@@ -115,10 +115,7 @@ class Calibration:
 
     def write(self, path: str | Path) -> None:
         """Write the calibration file; raises MachineError where that fails."""
-        try:
-            Path(path).write_text(self.text(), encoding="utf-8")
-        except OSError as error:
-            raise MachineError(f"{path}: got {error.strerror}, expected to write a file: check the path") from None
+        written(path, self.text())
 
 
 def calibrate(

@@ -7,17 +7,15 @@ one text such as `1024x4096x4096` or `B4 q_len 4096 heads GQA 80/8 head_dim 128`
 
 from __future__ import annotations
 
-import csv
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 from perfmodel.errors import MachineError
-
-Cells: TypeAlias = Mapping[str, str]
+from perfmodel.table import SURPLUS, Cells, pattern, read_table
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "op": ("op", "kernel"),
@@ -39,9 +37,6 @@ COLLECTIVES = {
     "permute": "permute",
     "send_recv": "permute",
 }
-SURPLUS = "surplus"
-"""Key of the cells of a row beyond the columns."""
-
 SIZE = (1, 10**9)
 BOUNDS: Mapping[str, tuple[float, float]] = {"time": (1e-3, 10**12), "bytes": (1, 10**15)}
 """Least and most that is taken for a measurement, in the table's units; everything else is a whole number of `SIZE`."""
@@ -121,10 +116,11 @@ def read_rows(path: str | Path, hardware: str) -> tuple[list[Row], list[Skipped]
 
     Raises MachineError where the file cannot be read or lacks the columns.
     """
-    wanted = _pattern(hardware)
+    wanted = pattern("hardware", hardware, MachineError)
     rows: list[Row] = []
     skipped: list[Skipped] = []
-    for name, cells in _cells(path):
+    for line, cells in read_table(Path(path), "a table", MachineError, partial(_check_columns, str(path))):
+        name = cells.get("id") or f"{Path(path).name}:{line}"
         try:
             rows.append(_row(name, cells, wanted))
         except _UnusableError as reason:
@@ -136,32 +132,13 @@ class _UnusableError(Exception):
     """Why a row is left out."""
 
 
-def _pattern(hardware: str) -> re.Pattern[str]:
-    try:
-        return re.compile(hardware, re.IGNORECASE)
-    except re.error as error:
-        raise MachineError(f"hardware: got {hardware!r} ({error}), expected a regular expression: mend it") from None
-
-
-def _cells(path: str | Path) -> Iterator[tuple[str, Cells]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file, restkey=SURPLUS, restval="")
-            columns = table.fieldnames or ()
-            for name in ("op", "time", "hardware"):
-                if not set(COLUMNS[name]) & set(columns):
-                    raise MachineError(
-                        f"{path}: got the columns {', '.join(columns) or 'none'}, expected one of "
-                        f"{', '.join(COLUMNS[name])}: name the column"
-                    )
-            for cells in table:
-                yield cells.get("id") or f"{Path(path).name}:{table.line_num}", cells
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise MachineError(f"{path}: got {_why(error)}, expected a table (CSV): check the path") from None
-
-
-def _why(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+def _check_columns(where: str, columns: Sequence[str]) -> None:
+    for name in ("op", "time", "hardware"):
+        if not set(COLUMNS[name]) & set(columns):
+            raise MachineError(
+                f"{where}: got the columns {', '.join(columns) or 'none'}, expected one of "
+                f"{', '.join(COLUMNS[name])}: name the column"
+            )
 
 
 def _get(cells: Cells, name: str) -> str:

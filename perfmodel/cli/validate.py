@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from perfmodel.cli.output import Output
 
 if TYPE_CHECKING:
+    from perfmodel.framework_spec import FrameworkSpec
     from perfmodel.validate import Validation
 
 SUMMARY = "compare predicted with measured training steps"
@@ -37,17 +38,17 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from perfmodel import validate
     from perfmodel.report.validate import validate_json, validate_report
 
-    _check(arguments)
+    to_fit = _to_fit(arguments)
     with output.progress("predicting") as progress:
         found = validate(
             arguments.table,
             source=arguments.source,
             hardware=arguments.hardware,
-            runs=bool(arguments.cross or arguments.fit),
+            runs=bool(arguments.cross or to_fit),
             progress=progress,
         )
-    if arguments.fit:
-        _fit(found, arguments, output)
+    if to_fit:
+        _fit(found, to_fit, arguments, output)
     if arguments.cross:
         from perfmodel.validate.cross import crossed
 
@@ -61,23 +62,25 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return 1 if arguments.max_mape is not None and not found.errors.mape <= arguments.max_mape else 0
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _to_fit(arguments: argparse.Namespace) -> FrameworkSpec | None:
+    """The framework to fit, if one is asked for: a wrong request is told before anything is predicted."""
     from perfmodel.errors import MachineError
+    from perfmodel.framework_file import read_framework
 
     if bool(arguments.fit) != bool(arguments.out):
         given, missing = ("--fit", "--out FILE.toml") if arguments.fit else ("--out", "--fit FRAMEWORK")
         raise MachineError(f"{given}: got it alone, expected {missing} too: add it")
+    return read_framework(arguments.fit) if arguments.fit else None
 
 
-def _fit(found: Validation, arguments: argparse.Namespace, output: Output) -> None:
+def _fit(found: Validation, spec: FrameworkSpec, arguments: argparse.Namespace, output: Output) -> None:
     from datetime import date
-    from pathlib import Path
 
-    from perfmodel.framework_file import framework_text, read_framework
+    from perfmodel.catalog import written
+    from perfmodel.framework_file import framework_text
     from perfmodel.validate.cross import runs_of
     from perfmodel.validate.framework_text import fitted_text
 
-    spec = read_framework(arguments.fit)
     text = fitted_text(framework_text(arguments.fit), spec, runs_of(found, spec.name), date=date.today().isoformat())
-    Path(arguments.out).write_text(text, encoding="utf-8")
+    written(arguments.out, text)
     output.note(f"wrote {arguments.out}")

@@ -6,7 +6,6 @@ found.errors.median_ape, found.ranking.kendall_tau, found.skipped
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from perfmodel.errors import ModelError, PerfModelError
 from perfmodel.estimate import Estimate
 from perfmodel.graph import Graph
 from perfmodel.predict import part_for, predict, structure_of
+from perfmodel.table import pattern
 from perfmodel.validate.case import Case, case_of
 from perfmodel.validate.rows import Row, RowError, read_rows
 from perfmodel.validate.runs import Run, run_of
@@ -157,19 +157,12 @@ def validate(
 
 
 def _matching(rows: Iterable[Row], wanted: Mapping[str, str]) -> list[Row]:
-    patterns = {column: _pattern(column, text) for column, text in wanted.items()}
+    patterns = {column: pattern(column, text, ModelError) for column, text in wanted.items()}
     found = [row for row in rows if all(p.search(row.text(column)) for column, p in patterns.items())]
     if not found:
         asked = " and ".join(f"{column} {text!r}" for column, text in wanted.items() if text) or "a run"
         raise ModelError(f"runs: got no row with {asked}, expected at least one: widen the filter, or add rows")
     return found
-
-
-def _pattern(column: str, text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text, re.IGNORECASE)
-    except re.error as error:
-        raise ModelError(f"{column}: got {text!r} ({error}), expected a regular expression: mend it") from None
 
 
 def _predicted(cases: Sequence[Case], *, runs: bool) -> tuple[list[Prediction], list[Skipped]]:

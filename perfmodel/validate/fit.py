@@ -67,8 +67,8 @@ USUAL: Mapping[str, Usual] = {
 prefetched much; a launch takes some microseconds; elementwise kernels move more than those that a compiler fuses.
 """
 ON_MACHINE: Mapping[str, Usual] = {"matrix": Usual(0.0, 0.1), "attention": Usual(0.0, 0.3), "memory": Usual(0.0, 0.3)}
-"""The same of a framework on one machine: clocks under load, which attention kernel it has, and against
-`slower.memory` how much its elementwise kernels are fused there.
+"""The same of a framework on one machine, against what is `slower` on all: clocks under load, which attention kernel it
+has, how much its elementwise kernels are fused there.
 """
 
 Values = Mapping[str, float]
@@ -176,10 +176,9 @@ class _Problem:
             path: usual.value(usual.mean + usual.spread * each)
             for (path, usual), each in zip(self._usual.items(), x.tolist(), strict=True)
         }
-        for path in fitted:
-            if path.startswith("machines.") and path.endswith(".memory"):
-                fitted[path] *= fitted["slower.memory"]
-        return {**self.known, **fitted}
+        shared = {**self.known, **fitted}
+        against = {path: shared[f"slower.{path.rpartition('.')[2]}"] for path in fitted if path.startswith("machines.")}
+        return {**shared, **{path: fitted[path] * factor for path, factor in against.items()}}
 
     def residuals(self, values: Values) -> Floats:
         """Logarithms of predicted over measured."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import TypeAlias
 
 from perfmodel.errors import ModelError
-
-Cells: TypeAlias = Mapping[str, str]
+from perfmodel.table import Cells, read_table
 
 PACKAGE = "hardware_specs"
 CORPUS = "training.csv"
@@ -85,20 +83,12 @@ def read_rows(path: str | Path | None = None) -> Iterator[Row]:
 
     Raises ModelError where the file cannot be read or lacks the columns.
     """
-    shipped = resources.files(PACKAGE) / "measurements" / CORPUS
-    where = CORPUS if path is None else str(path)
-    try:
-        text = shipped.read_text(encoding="utf-8") if path is None else Path(path).read_text(encoding="utf-8")
-        table = csv.DictReader(text.splitlines())
-        _check_columns(where, tuple(table.fieldnames or ()))
-        for line, cells in enumerate(table, start=2):
-            yield Row(id=cells.get("id") or f"line {line}", cells={k: v or "" for k, v in cells.items() if k})
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-        raise ModelError(f"{where}: got {why}, expected a table of runs (CSV): check the path") from None
+    file = resources.files(PACKAGE) / "measurements" / CORPUS if path is None else Path(path)
+    for line, cells in read_table(file, "a table of runs", ModelError, partial(_check_columns, str(file))):
+        yield Row(id=cells.get("id") or f"line {line}", cells=cells)
 
 
-def _check_columns(where: str, columns: tuple[str, ...]) -> None:
+def _check_columns(where: str, columns: Sequence[str]) -> None:
     missing = [name for name in NEEDED if name not in columns]
     if not set(MEASURED) & set(columns):
         missing.append(f"one of {', '.join(MEASURED)}")
