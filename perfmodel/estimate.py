@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from perfmodel.price import CollectiveCost, KernelCost
+from perfmodel.costs import CollectiveCost, KernelCost
 from perfmodel.rules import reason
 from perfmodel.work import Again, Number, largest
 

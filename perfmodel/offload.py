@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from perfmodel.costs import UPDATE, Costs, Place
 from perfmodel.cut import Cut
 from perfmodel.machine import Machine
 from perfmodel.memory import FIRST, LAST, MIDDLE, ONLY, MemoryPlan, parts_of_stages
-from perfmodel.price import UPDATE, Costs, Place
 from perfmodel.stage import EVERY, Stages, runs_on
 from perfmodel.work import Evaluator, Number
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from perfmodel.allocation import let_in_parts, slice_of
+from perfmodel.costs import Costs, KernelCost
 from perfmodel.cut import Cut
 from perfmodel.errors import LayoutError
 from perfmodel.estimate import Estimate
@@ -23,7 +24,7 @@ from perfmodel.machine import Machine
 from perfmodel.memory import MemoryPlan, MemoryUse, memory_use, plan_memory
 from perfmodel.offload import over_host_link
 from perfmodel.plan import Plan, analyse
-from perfmodel.price import Costs, KernelCost, price
+from perfmodel.price import price
 from perfmodel.rules import Constraint, constraints, violations
 from perfmodel.schedule import Pace, StepTime, cut_layers, step_time
 from perfmodel.shard import shard

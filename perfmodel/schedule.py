@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from perfmodel.costs import WEIGHTS, Costs, Place
 from perfmodel.cut import Cut, balanced_cut, even_cut, uneven
 from perfmodel.formulas.pipeline import SCHEDULES, bubble
 from perfmodel.machine import Machine
-from perfmodel.price import WEIGHTS, Costs, Place
 from perfmodel.stage import Stages, runs_on
 from perfmodel.work import MESH, MICROBATCH, VIRTUAL, Late, Number
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import fake_machine
 
+from perfmodel.costs import WEIGHTS, Costs, Place
 from perfmodel.cut import STAGES, Cut
 from perfmodel.machine import Machine
-from perfmodel.price import WEIGHTS, Costs, Place
 from perfmodel.schedule import CLASSES, PHASES, Pace, StepTime, cut_layers, exposed_seconds, step_time
 from perfmodel.stage import EVERY, FIRST, LAST, Stages
 from perfmodel.work import SYMBOLS

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from perfmodel.costs import KernelCost
 from perfmodel.estimate import ENGINES, Estimate
-from perfmodel.price import KernelCost
 from perfmodel.report.estimate import PARTS
 from perfmodel.report.layout import table
 from perfmodel.schedule import PHASES

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.costs import Costs, Place, place_of
 from perfmodel.formulas.cut import CUTS
 from perfmodel.framework import BOUND_BY_MEMORY, Framework
+from perfmodel.haul import bundled, price_traffic
 from perfmodel.machine import Machine
-from perfmodel.network import Network
 from perfmodel.plan import Plan
-from perfmodel.price import Costs, Place, bundles, kernel_seconds, left, message_bytes, place_of
+from perfmodel.price import kernel_seconds, left
+from perfmodel.rows import Table
 from perfmodel.schedule import Pace, cut_layers, step_time
-from perfmodel.work import Evaluator, Floats, Number, Term
+from perfmodel.work import Evaluator, Floats, Number
 
 ENGINES: Mapping[str, tuple[str, ...]] = {
     "tensor": ("tensor",),
@@ -51,15 +53,9 @@ class Run:
 def run_of(plan: Plan, sizes: Mapping[str, Number], machine: Machine) -> Run:
     """A run from its plan, for the sizes of one layout."""
     evaluate = Evaluator(sizes)
-    network = Network(evaluate.sizes, machine)
-    calls: dict[Place, tuple[float, float]] = {}
-    for bundle in bundles(plan):
-        if evaluate.term(Term(1.0).times(bundle[0].axes)) > 1.0:
-            cost = network.cost(bundle[0].kind, bundle[0].axes)
-            for t, message in zip(bundle, message_bytes(bundle, evaluate, machine.framework.combine), strict=True):
-                times = float(evaluate.amount(t.times) * evaluate.term(t.bytes) / message)
-                seconds, count = calls.get(place_of(t), (0.0, 0.0))
-                calls[place_of(t)] = seconds + times * float(cost.seconds(message)), count + times
+    hauled = price_traffic(bundled(plan), Table(evaluate.sizes), machine)
+    counts = hauled.calls()
+    calls = {place: (float(seconds), float(counts[place])) for place, seconds in hauled.seconds.items()}
     needed = [kernel_seconds(c, evaluate, machine) for c in plan.computes]
     return Run(
         machine=machine,
